@@ -1,0 +1,61 @@
+"""The safetensors format: u64 length of a JSON header, the header, then the tensors' bytes.
+
+The header gives each tensor's element type, shape and byte range, counted from the header's end. The `safetensors`
+package copies what it reads and knows no bfloat16 without torch; this reader gives views.
+"""
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from max_whisper.checkpoint.storage import BFLOAT16, MappedBytes, n_bytes
+from max_whisper.errors import CheckpointError
+
+_LENGTH = struct.Struct("<Q")
+_ELEMENT_TYPES = {"F16": "float16", "BF16": BFLOAT16, "F32": "float32"}
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Reads every tensor of a file under its stored name, as a view of the mapped file.
+
+    Raises:
+        CheckpointError: The file is truncated, its header is not what the format asks for, or a tensor's elements are
+            not float16, bfloat16 or float32.
+    """
+    data = MappedBytes(path)
+    (length,) = _LENGTH.unpack(data.read(0, _LENGTH.size, "the length of the header"))
+    start = _LENGTH.size + length
+    header = _parse(bytes(data.read(_LENGTH.size, length, "the header")), path)
+    tensors = {}
+    end = start
+    for name, (element_type, shape, (first, last)) in header.items():
+        if element_type not in _ELEMENT_TYPES:
+            raise CheckpointError(
+                f"{path}: {name} is {element_type}, expected F16, BF16 or F32; quantised weights are not supported"
+            )
+        dtype = _ELEMENT_TYPES[element_type]
+        if first < 0 or last - first != n_bytes(shape, dtype):
+            raise CheckpointError(f"{path} is corrupt: {name} has bytes {first} to {last}, expected {shape} of {dtype}")
+        tensors[name] = data.array(start + first, shape, dtype, name)
+        end = max(end, start + last)
+    if end != data.size:
+        raise CheckpointError(f"{path} is corrupt: it has {data.size} bytes, expected {end}")
+    return tensors
+
+
+def _parse(header: bytes, path: Path) -> dict[str, tuple[str, tuple[int, ...], tuple[int, int]]]:
+    """Reads the header into element type, shape and byte range of each tensor; leaves out the free-form metadata."""
+    try:
+        fields = json.loads(header)
+        fields.pop("__metadata__", None)
+        return {
+            name: (str(field["dtype"]), tuple(map(int, field["shape"])), (int(first), int(last)))
+            for name, field in fields.items()
+            for first, last in [field["data_offsets"]]
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is corrupt: its header of {len(header)} bytes is no safetensors header"
+        ) from error
