@@ -1,0 +1,42 @@
+"""Linear layer: y = f(x @ W^T + b) [+ r].
+
+Shapes: x (M, K) row-major, W packed in panels (ceil(N/16), K, 16), b (N), r and y (M, N) row-major; f is the identity
+or GELU in its erf form, x/2 * (1 + erf(x / sqrt 2)) (Hendrycks and Gimpel, arXiv:1606.08415).
+
+Cost: 2*M*N*K operations; (M*K + N*K + N + M*N [+ M*N]) elements moved. The bias, the activation and the residual are
+applied to the sums while they are in registers, so they cost no pass over memory.
+"""
+
+from std.math import erf
+
+from ..data import Data
+from ..cpu.matmul import Epilogue, multiply
+
+comptime INV_SQRT2 = Float32(0.70710678118654752440)
+
+
+@always_inline
+def gelu[width: Int](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
+    """GELU in its erf form, elementwise."""
+    return 0.5 * x * (1 + erf(x * INV_SQRT2))
+
+
+@fieldwise_init
+struct BiasEpilogue[dtype: DType, apply_gelu: Bool, add_residual: Bool](Epilogue):
+    """Bias, then optionally GELU, then optionally a residual of the output's shape."""
+
+    var output: Data[Self.dtype]
+    var bias: Data[Self.dtype]
+    var residual: Data[Self.dtype]
+    var columns: Int
+
+    @always_inline
+    def store[width: Int](self, row: Int, column: Int, sums: SIMD[DType.float32, width]):
+        """Stores one piece of a row of y."""
+        var y = sums + self.bias.unsafe_load[width=width](column).cast[DType.float32]()
+        comptime if Self.apply_gelu:
+            y = gelu(y)
+        var at = row * self.columns + column
+        comptime if Self.add_residual:
+            y += self.residual.unsafe_load[width=width](at).cast[DType.float32]()
+        self.output.unsafe_store(at, y.cast[Self.dtype]())

@@ -1,0 +1,31 @@
+"""Weights as the kernels read them. Everything is laid out here, once, on the host: the graphs take packed weights.
+
+A matrix (N, K) becomes panels of 16 output columns, each K rows of 16 consecutive values:
+
+    packed[p, k, j] = w[16 * p + j, k]      shape (ceil(N / 16), K, 16), zeros behind the last column
+"""
+
+import numpy as np
+
+PANEL = 16
+"""Columns of a panel; the same number as PANEL in kernels/cpu/tile.mojo."""
+
+
+def pack_linear(weight: np.ndarray, dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
+    """Packs the weight of a linear layer.
+
+    Args:
+        weight: (N, K), as checkpoints store it.
+        dtype: Element type of the result.
+
+    Returns:
+        (ceil(N / 16), K, 16), C-contiguous.
+    """
+    columns, depth = weight.shape
+    panels = -(-columns // PANEL)
+    packed = np.zeros((panels, depth, PANEL), dtype)
+    whole = columns // PANEL
+    packed[:whole] = weight[: whole * PANEL].reshape(whole, PANEL, depth).transpose(0, 2, 1)
+    if whole < panels:
+        packed[whole, :, : columns - whole * PANEL] = weight[whole * PANEL :].T
+    return packed

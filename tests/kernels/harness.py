@@ -1,0 +1,66 @@
+"""Runs an op the way its tests need: into poisoned memory, twice, against a float64 reference.
+
+A kernel that leaves an element unwritten often passes a test, because fresh memory holds zeros or an earlier right
+result. Here the memory that an output is going to occupy is filled with NaN first: outputs of the same shape are made,
+overwritten and released until the next one is seen to reuse such memory.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from max.driver import Buffer
+from max.engine import Model
+
+from max_whisper import eager
+
+FLOAT32_TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
+"""For sums of up to a few thousand float32 products of unit scale: rounding grows like sqrt(K) * 2**-24."""
+
+
+def run_poisoned(model: Model, buffers: Sequence[Buffer]) -> list[np.ndarray]:
+    """Executes a model whose first output lands in memory that was NaN (or -1 for integers) before.
+
+    Raises:
+        AssertionError: The allocator never reused poisoned memory, so the run would prove nothing.
+    """
+    poisoned: set[int] = set()
+    for _ in range(200):
+        results = [result.to_numpy() for result in model.execute(*buffers)]
+        if results[0].size == 0 or results[0].ctypes.data in poisoned:
+            return results
+        for result in results:
+            result.fill(np.nan if result.dtype.kind == "f" else -1)
+            poisoned.add(result.ctypes.data)
+    raise AssertionError("no output reused poisoned memory in 200 runs")
+
+
+def run(op: eager.Op, *arrays: np.ndarray, **parameters: Any) -> Any:
+    """`eager.call` into poisoned memory, twice: a second run on the same inputs must give the same bits."""
+    buffers = [Buffer.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+    model = eager.compile_op(op, tuple((b.dtype, len(b.shape)) for b in buffers), tuple(sorted(parameters.items())))
+    results = run_poisoned(model, buffers)
+    again = [result.to_numpy() for result in model.execute(*buffers)]
+    for first, second in zip(results, again, strict=True):
+        np.testing.assert_array_equal(first, second, err_msg="two runs on the same inputs differ")
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def check(
+    op: eager.Op,
+    arrays: Sequence[np.ndarray],
+    reference: Callable[..., Any],
+    *,
+    rtol: float,
+    atol: float,
+    **parameters: Any,
+) -> None:
+    """Compares an op with its float64 reference, which takes the same arguments."""
+    results = run(op, *arrays, **parameters)
+    wide = [array.astype(np.float64) if array.dtype.kind == "f" else array for array in arrays]
+    expected = reference(*wide, **parameters)
+    if not isinstance(results, tuple):
+        results, expected = (results,), (expected,)
+    for result, reference_result in zip(results, expected, strict=True):
+        assert result.shape == reference_result.shape
+        np.testing.assert_allclose(result, reference_result, rtol=rtol, atol=atol)

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from max_whisper import eager, ops
+from max_whisper.packing import pack_linear
+
+from . import references
+from .harness import FLOAT32_TOLERANCE, check
+
+# One less and one more than a tile's rows (3, 6, 12) and a panel's columns (16), primes, Whisper's own.
+SHAPES = [
+    *[(rows, 32, 16) for rows in (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 97)],
+    *[(3, depth, 16) for depth in (1, 2, 15, 17, 61)],
+    *[(5, 24, columns) for columns in (1, 15, 16, 17, 31, 33, 63, 64, 65, 127)],
+    (211, 67, 71),
+    (1500, 384, 384),
+    (1, 1536, 384),
+    (448, 384, 1152),
+]
+
+
+def arguments(rng: np.random.Generator, rows: int, depth: int, columns: int) -> list[np.ndarray]:
+    x = rng.standard_normal((rows, depth), dtype=np.float32)
+    weight = rng.standard_normal((columns, depth), dtype=np.float32) / np.sqrt(np.float32(depth))
+    return [x, pack_linear(weight), rng.standard_normal(columns, dtype=np.float32)]
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+def test_matches_reference(rng, shape, gelu):
+    check(ops.linear, arguments(rng, *shape), references.linear, gelu=gelu, **FLOAT32_TOLERANCE)
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 17), (7, 61, 64), (1500, 64, 80)], ids=lambda s: "x".join(map(str, s)))
+def test_residual(rng, shape):
+    residual = rng.standard_normal((shape[0], shape[2]), dtype=np.float32)
+    check(ops.linear, [*arguments(rng, *shape), residual], references.linear, gelu=False, **FLOAT32_TOLERANCE)
+
+
+def test_leading_dimensions(rng):
+    x, weight, bias = arguments(rng, 2 * 3, 24, 20)
+    check(ops.linear, [x.reshape(2, 3, 24), weight, bias], references.linear, gelu=True, **FLOAT32_TOLERANCE)
+
+
+def test_no_rows(rng):
+    x, weight, bias = arguments(rng, 0, 24, 20)
+    assert eager.call(ops.linear, x, weight, bias, gelu=False).shape == (0, 20)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, w, b: (x[:, 1:], w, b), "K of the packed weight is 24, expected 23"),
+        (lambda x, w, b: (x, w[:1], b), "the number of packed panels is 1, expected 2"),
+        (lambda x, w, b: (x, w[:, :, :8], b), "the width of a panel is 8, expected 16"),
+        (lambda x, w, b: (x, w, b[:16]), "the number of packed panels is 2, expected 1"),
+        (lambda x, w, b: (x[:, :0], w[:, :0], b), "K and N must be positive"),
+    ],
+)
+def test_refuses(rng, change, message):
+    with pytest.raises(ValueError, match=message):
+        eager.call(ops.linear, *change(*arguments(rng, 4, 24, 20)), gelu=False)
+
+
+def test_packing_keeps_every_weight(rng):
+    weight = rng.standard_normal((37, 5), dtype=np.float32)
+    packed = pack_linear(weight)
+    assert packed.shape == (3, 5, 16)
+    np.testing.assert_array_equal(references.unpack_linear(packed, 37), weight)
+    assert not packed[2, :, 5:].any()
