@@ -71,10 +71,9 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
         UnknownModelError: No model of that name is known.
         CheckpointError: The model is not whole, not Whisper, not the pinned one, or cannot be fetched.
     """
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return _from_folder(path, str(path))
     name = str(name_or_path)
+    if name and Path(name).is_dir():
+        return _from_folder(Path(name), name)
     if packages.is_installed(name):
         return _from_packages(name)
     if repository := hub.repository(name):
@@ -98,19 +97,18 @@ def find_models() -> list[FoundModel]:
     for name in hub.REPOSITORIES:
         if packages.is_installed(name):
             files = [path for file in packages.MODELS[name].weights if (path := file.locate())]
-            found.append(_found(name, files))
         elif name in cached:
-            found.append(_found(name, [cached[name] / hugging_face.WEIGHTS_FILE]))
+            files = [cached[name] / hugging_face.WEIGHTS_FILE]
+        else:
+            continue
+        if all(file.is_file() for file in files):
+            found.append(FoundModel(name, files[0].parent, sum(file.stat().st_size for file in files)))
     return found
 
 
 def available_models() -> list[str]:
     """Names the models that load without a network."""
     return [model.name for model in find_models()]
-
-
-def _found(name: str, files: list[Path]) -> FoundModel:
-    return FoundModel(name, files[0].parent, sum(file.stat().st_size for file in files))
 
 
 def _from_packages(name: str) -> Checkpoint:

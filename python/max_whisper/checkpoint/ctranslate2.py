@@ -113,10 +113,10 @@ class _Cursor:
     def text(self, what: str) -> str:
         (length,) = self.integers("H", what)
         start = self._advance(length)
-        content = bytes(self._data.read(start, length, what))
-        if not content.endswith(b"\0") or not content.isascii():
+        content = bytes(self._data.read(start, length, what)).decode("ascii", errors="replace")
+        if not content.endswith("\0") or not content[:-1].isascii() or not content[:-1].isprintable():
             raise CheckpointError(f"{self._data.name} is corrupt: {what}, at byte {start}, is not a string")
-        return content[:-1].decode("ascii")
+        return content[:-1]
 
     def array(self, shape: tuple[int, ...], dtype: str, what: str) -> np.ndarray:
         return self._data.array(self._advance(n_bytes(shape, dtype)), shape, dtype, what)

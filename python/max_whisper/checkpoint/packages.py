@@ -108,7 +108,7 @@ def remedy(name: str) -> str:
 
 def is_installed(name: str) -> bool:
     """Whether `name` is a packaged model and all its packages are installed."""
-    return name in MODELS and all(file.locate() for file in MODELS[name].files)
+    return name in MODELS and None not in [file.locate() for file in MODELS[name].files]
 
 
 def locate(name: str) -> list[Path]:

@@ -29,19 +29,21 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     start = _LENGTH.size + length
     header = _parse(bytes(data.read(_LENGTH.size, length, "the header")), path)
     tensors = {}
-    end = start
-    for name, (element_type, shape, (first, last)) in header.items():
+    end = 0  # tensors lie one behind the other, without gaps
+    for name, (element_type, shape, (first, last)) in sorted(header.items(), key=lambda item: item[1][2]):
         if element_type not in _ELEMENT_TYPES:
             raise CheckpointError(
-                f"{path}: {name} is {element_type}, expected F16, BF16 or F32; quantised weights are not supported"
+                f"{path}: {name} is {element_type!r}, expected F16, BF16 or F32; quantised weights are not supported"
             )
         dtype = _ELEMENT_TYPES[element_type]
-        if first < 0 or last - first != n_bytes(shape, dtype):
-            raise CheckpointError(f"{path} is corrupt: {name} has bytes {first} to {last}, expected {shape} of {dtype}")
+        if first != end or last - first != n_bytes(shape, dtype):
+            raise CheckpointError(
+                f"{path} is corrupt: {name} has bytes {first} to {last}, expected {shape} of {dtype} from byte {end} on"
+            )
         tensors[name] = data.array(start + first, shape, dtype, name)
-        end = max(end, start + last)
-    if end != data.size:
-        raise CheckpointError(f"{path} is corrupt: it has {data.size} bytes, expected {end}")
+        end = last
+    if start + end != data.size:
+        raise CheckpointError(f"{path} is corrupt: it has {data.size} bytes, expected {start + end}")
     return tensors
 
 
@@ -50,12 +52,14 @@ def _parse(header: bytes, path: Path) -> dict[str, tuple[str, tuple[int, ...], t
     try:
         fields = json.loads(header)
         fields.pop("__metadata__", None)
+        if not all(name.isprintable() for name in fields):
+            raise ValueError("a name that cannot be printed")
         return {
             name: (str(field["dtype"]), tuple(map(int, field["shape"])), (int(first), int(last)))
             for name, field in fields.items()
             for first, last in [field["data_offsets"]]
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is corrupt: its header of {len(header)} bytes is no safetensors header"
         ) from error

@@ -56,8 +56,10 @@ class MappedBytes:
             A read-only view of the mapping, which may be unaligned; a float32 copy where `dtype` is bfloat16.
 
         Raises:
-            CheckpointError: The files end before the array does.
+            CheckpointError: The files end before the array does, or the shape is none of a weight.
         """
+        if len(shape) > 3 or 0 in shape:
+            raise CheckpointError(f"{self.name}: {what} is {shape}, expected at most 3 dimensions and none of size 0")
         data = np.frombuffer(self.read(start, n_bytes(shape, dtype), what), _element(dtype)).reshape(shape)
         return (data.astype(np.uint32) << 16).view(np.float32) if dtype == BFLOAT16 else data
 
