@@ -14,8 +14,9 @@ import huggingface_hub
 import numpy as np
 import pytest
 import safetensors.numpy
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import filter_repo_objects
-from max_whisper.checkpoint import ctranslate2, hub, hugging_face, load_checkpoint, packages
+from max_whisper.checkpoint import Checkpoint, ctranslate2, hub, hugging_face, load_checkpoint, packages
 from max_whisper.checkpoint.tensors import sinusoids
 from max_whisper.checkpoint.vocabulary_files import read_vocabulary
 from max_whisper.config import ModelDimensions, expected_tensors
@@ -219,6 +220,9 @@ def test_foreign_files_are_refused(read: Read, variables: Tensors) -> None:
 
 def test_corrupt_bytes_are_refused(read: Read, variables: Tensors) -> None:
     content = model_bin(variables)
+    bias = variable("encoder/conv1/bias", variables["encoder/conv1/bias"])
+    more = struct.pack("<I", len(variables) + len(SETTINGS) + 1)
+    refused(lambda: read(content[:22] + more + bias + content[26:]), "encoder/conv1/bias is in it twice")
     refused(lambda: read(content + b"\0\0"), f"it has {len(content) + 2} bytes, expected {len(content)}")
     conv1 = content.index(b"encoder/conv1/bias\0") + len(b"encoder/conv1/bias\0")
     refused(lambda: read(content[: conv1 + 5] + b"\7" + content[conv1 + 6 :]), "conv1/bias has element type 7")
@@ -666,6 +670,23 @@ def test_one_precision_of_the_weights_is_fetched(
     ]
 
 
+def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing_with(error: Exception) -> Callable[[], Checkpoint]:
+        def snapshot_download(*_: object, **__: object) -> str:
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+        return lambda: load_checkpoint("small")
+
+    full = OSError(28, "No space left on device")
+    refused(
+        failing_with(full), r"fetching openai/whisper-small from .* \(OSError: .*No space left on device\): try again"
+    )
+    refused(failing_with(RuntimeError("first\nsecond")), r"\(RuntimeError: first\): try again")
+    refused(failing_with(TimeoutError()), r"\(TimeoutError: no reason given\): try again")
+    refused(failing_with(HFValidationError("--")), "hub has no model 'openai/whisper-small'", UnknownModelError)
+
+
 def run_offline(code: str, cache: Path) -> str:
     """Runs code in a fresh process that has an own hub cache and no network."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
@@ -686,10 +707,10 @@ for name in ("small", "someone/whisper", "tiny.en"):
         print(error)
 """
     small, someone, tiny = run_offline(code, tmp_path).splitlines()
-    assert small.startswith("cannot get openai/whisper-small from the Hugging Face hub (")
-    assert small.endswith("connect to the network, or give the path of a folder with the model")
-    assert someone.startswith("cannot get someone/whisper from the Hugging Face hub (")
-    assert tiny.startswith("cannot get openai/whisper-tiny.en from")
+    assert small.startswith("openai/whisper-small is not in the local cache and the Hugging Face hub cannot be reached")
+    assert small.endswith("or give the path of a folder with the model")
+    assert someone.startswith("someone/whisper is not in the local cache and ")
+    assert tiny.startswith("openai/whisper-tiny.en is not in the local cache and ")
     assert tiny.endswith('or run `pip install "max-whisper[tiny-en]"`')
 
 

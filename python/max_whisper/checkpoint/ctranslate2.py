@@ -29,7 +29,11 @@ _SPEC, _REVISION = "WhisperSpec", 3
 _ELEMENT_TYPES = ("float32", "int8", "int16", "int32", "float16", BFLOAT16)
 _CONVERT = "convert the original again with `ct2-transformers-converter --quantization float16`"
 
-# Modules outside the blocks, and modules of a block with the projections stacked in them.
+# Tensors and modules outside the blocks, and modules of a block with the projections stacked in them.
+_TENSORS = {
+    "encoder/position_encodings/encodings": "encoder.positional_embedding",
+    "decoder/position_encodings/encodings": "decoder.positional_embedding",
+}
 _MODULES = {
     "encoder/conv1": "encoder.conv1",
     "encoder/conv2": "encoder.conv2",
@@ -151,6 +155,8 @@ def _read_variables(data: MappedBytes) -> dict[str, np.ndarray]:
         shape, dtype = tuple(shape), _ELEMENT_TYPES[type_code]
         if size != n_bytes(shape, dtype):
             raise CheckpointError(f"{data.name} is corrupt: {name} has {size} bytes, expected {shape} of {dtype}")
+        if name in variables:
+            raise CheckpointError(f"{data.name} is corrupt: {name} is in it twice")
         variables[name] = cursor.array(shape, dtype, name)
     (count,) = cursor.integers("I", "the number of aliases")
     for index in range(1, count + 1):
@@ -193,15 +199,15 @@ def _check_settings(settings: dict[str, int], dims: ModelDimensions, source: str
 
 def _translate(name: str, value: np.ndarray, source: str) -> dict[str, np.ndarray]:
     """Names a variable as openai-whisper does, split where projections are stacked; an unknown name stays as it is."""
-    if name.endswith("/position_encodings/encodings"):
-        return {name.split("/")[0] + ".positional_embedding": value}
+    if name in _TENSORS:
+        return {_TENSORS[name]: value}
     if match := _BLOCK_VARIABLE.fullmatch(name):
         side, layer, module, parameter = match.groups()
         if module not in _BLOCK_MODULES or parameter not in _PARAMETERS:
             return {name: value}
         projections = _BLOCK_MODULES[module]
         names = [f"{side}.blocks.{layer}.{projection}.{_PARAMETERS[parameter]}" for projection in projections]
-        if not value.ndim or value.shape[0] % len(names):
+        if value.shape[0] % len(names):
             raise CheckpointError(f"{source}: {name} is {value.shape}, expected {len(names)} stacked projections")
         tensors = dict(zip(names, np.split(value, len(names)), strict=True))
         for key_bias in [name for name in names if name.endswith(".key.bias")]:

@@ -42,11 +42,11 @@ def download(repo: str) -> Path:
 
     Raises:
         UnknownModelError: The hub has no such repository, or not for this user.
-        CheckpointError: The hub cannot be reached and the files are not in the cache.
+        CheckpointError: The files are not in the cache, and the hub cannot be reached or breaks off.
     """
     # Imported here because it takes longer than loading a model that is on disk.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(repo, allow_patterns=_PATTERNS))
@@ -54,10 +54,15 @@ def download(repo: str) -> Path:
         raise UnknownModelError(
             f"the Hugging Face hub has no model {repo!r} that you may read: check its name, or run `hf auth login`"
         ) from error
-    except OSError as error:
+    except LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"cannot get {repo} from the Hugging Face hub ({type(error).__name__}), and it is not in the local cache: "
-            "connect to the network, or give the path of a folder with the model"
+            f"{repo} is not in the local cache and the Hugging Face hub cannot be reached: "
+            "connect to the network (and unset HF_HUB_OFFLINE), or give the path of a folder with the model"
+        ) from error
+    except Exception as error:  # whatever the network or the disk does; the hub's releases differ in what they raise
+        reason = next(iter(str(error).splitlines()), "no reason given")
+        raise CheckpointError(
+            f"fetching {repo} from the Hugging Face hub failed ({type(error).__name__}: {reason}): try again"
         ) from error
 
 

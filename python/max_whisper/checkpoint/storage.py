@@ -5,6 +5,7 @@ happens when the weights are packed for the kernels.
 """
 
 import mmap
+from functools import cache
 from math import prod
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def n_bytes(shape: tuple[int, ...], dtype: str) -> int:
     return prod(shape) * _element(dtype).itemsize
 
 
+@cache
 def _element(dtype: str) -> np.dtype:
     return np.dtype("uint16" if dtype == BFLOAT16 else dtype).newbyteorder("<")
 
