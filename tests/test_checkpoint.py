@@ -566,7 +566,9 @@ def test_folders_of_both_layouts_load_to_the_same_model(tmp_path: Path, small: T
     assert one.dims == two.dims == SMALL
     assert same(one.tensors, two.tensors)
     assert one.source == str(tmp_path / "one")
-    assert one.vocabulary[:50257] == two.vocabulary
+    assert one.vocabulary.ranks == two.vocabulary.ranks
+    assert one.vocabulary.n_vocab == two.vocabulary.n_vocab == 51864
+    assert not one.vocabulary.is_multilingual
 
 
 def test_the_fingerprint_follows_the_files(tmp_path: Path, small: Tensors, tokens: list[str]) -> None:
@@ -599,6 +601,16 @@ def test_a_folder_without_weights_or_vocabulary(tmp_path: Path, small: Tensors, 
     folder = write_hugging_face(tmp_path / "two", small, tokens)
     (folder / "vocab.json").unlink()
     refused(lambda: load_checkpoint(folder), r"two has no vocabulary: expected vocab\.json or tokenizer\.json")
+
+
+def test_a_vocabulary_of_another_model(tmp_path: Path, small: Tensors, tokens: list[str]) -> None:
+    folder = write_ctranslate2(tmp_path / "one", small, [*tokens[:50256], "", *tokens[50256:]])
+    refused(
+        lambda: load_checkpoint(folder), r"vocabulary\.json has 50257 text tokens: a model of 51864 tokens has 50256"
+    )
+    tensors = {**small, "decoder.token_embedding.weight": small["decoder.token_embedding.weight"][:51000]}
+    folder = write_ctranslate2(tmp_path / "two", tensors, tokens[:51000])
+    refused(lambda: load_checkpoint(folder), "n_vocab is 51000: expected one of 51864, 51865, 51866")
 
 
 def test_unknown_names(tmp_path: Path) -> None:

@@ -60,6 +60,10 @@ def test_every_tensor_is_there_with_its_shape(name: str) -> None:
     assert {key: value.shape for key, value in checkpoint.tensors.items()} == expected_tensors(DIMS[name])
     assert {value.dtype for value in checkpoint.tensors.values()} == {np.dtype(np.float16)}
     assert checkpoint.source.startswith(f"{name} from ")
+    assert checkpoint.vocabulary.n_vocab == DIMS[name].n_vocab
+    assert checkpoint.vocabulary.is_multilingual == DIMS[name].is_multilingual
+    assert checkpoint.vocabulary.num_languages == DIMS[name].num_languages
+    assert checkpoint.vocabulary.ranks[b" the"] == {"tiny.en": 262, "base": 264}[name]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -20,6 +20,7 @@ from max_whisper.checkpoint.vocabulary_files import (
 )
 from max_whisper.config import ModelDimensions
 from max_whisper.errors import CheckpointError, UnknownModelError
+from max_whisper.tokenizer import Vocabulary
 
 __all__ = ["Checkpoint", "FoundModel", "available_models", "find_models", "load_checkpoint"]
 
@@ -32,14 +33,14 @@ class Checkpoint:
         dims: The model's sizes.
         tensors: Every tensor under its openai-whisper name, float16 or float32 as stored (bfloat16 widened to float32).
             Read-only, and possibly unaligned, views of the files: copy before handing one to native code.
-        vocabulary: The token strings by id, as far as the checkpoint lists them.
+        vocabulary: The tokens.
         source: Where the weights come from, for people.
         fingerprint: Changes whenever the weights or the vocabulary do, for caches; hexadecimal.
     """
 
     dims: ModelDimensions
     tensors: dict[str, np.ndarray]
-    vocabulary: list[str]
+    vocabulary: Vocabulary
     source: str
     fingerprint: str
 
@@ -119,7 +120,7 @@ def _from_packages(name: str) -> Checkpoint:
     return Checkpoint(
         dims=dims,
         tensors=tensors,
-        vocabulary=read_vocabulary(vocabulary),
+        vocabulary=Vocabulary.from_tokens(read_vocabulary(vocabulary), dims.n_vocab, str(vocabulary)),
         source=f"{name} from {' and '.join(distributions)}",
         fingerprint=_digest(file.sha256 for file in model.files),
     )
@@ -142,7 +143,7 @@ def _from_folder(folder: Path, source: str) -> Checkpoint:
     return Checkpoint(
         dims=dims,
         tensors=tensors,
-        vocabulary=read_vocabulary(vocabulary),
+        vocabulary=Vocabulary.from_tokens(read_vocabulary(vocabulary), dims.n_vocab, str(vocabulary)),
         source=source,
         fingerprint=_digest(
             f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in [*files, vocabulary]
