@@ -11,10 +11,15 @@ What each op checks and computes stands in `kernels/ops.mojo`.
 from collections.abc import Sequence
 from pathlib import Path
 
-from max.graph import DimLike, TensorType, TensorValue, ops
+from max.graph import BufferValue, DimLike, TensorType, TensorValue, ops
+
+from .packing import PANEL
 
 KERNELS = Path(__file__).resolve().parent / "kernels"
 """The Mojo package with the kernels, as `Graph(custom_extensions=[KERNELS])` takes it."""
+
+HEAD = 64
+"""Elements of one attention head, in every Whisper model."""
 
 
 def linear(
@@ -36,6 +41,80 @@ def linear(
     if residual is None:
         return _custom("whisper_linear", [x, weight, bias], [out], gelu=gelu)[0]
     return _custom("whisper_linear_residual", [x, weight, bias, residual], [out], gelu=gelu)[0]
+
+
+def conv1d(
+    x: TensorValue, weight: TensorValue, bias: TensorValue, positions: TensorValue | None = None, *, stride: int = 1
+) -> TensorValue:
+    """Convolution of width 3 and padding 1 with GELU and the positional embedding fused: gelu(conv(x)) + p.
+
+    Args:
+        x: (B, T, C), time-major.
+        weight: (ceil(N / 16), 3 * C, 16), see `packing.pack_conv1d`.
+        bias: (N).
+        positions: (T_out, N), added last.
+        stride: 1 or 2.
+
+    Returns:
+        (B, T_out, N) with T_out = (T - 1) // stride + 1.
+    """
+    batch, length, _ = x.shape
+    out = _like(x, [batch, (length - 1) // stride + 1, bias.shape[0]])
+    if positions is None:
+        return _custom("whisper_conv1d", [x, weight, bias], [out], stride=stride)[0]
+    return _custom("whisper_conv1d_positions", [x, weight, bias, positions], [out], stride=stride)[0]
+
+
+def pack_heads(rows: TensorValue, *, heads: int) -> tuple[TensorValue, TensorValue]:
+    """Lays keys and values out as `attention` reads them.
+
+    Args:
+        rows: (B, S, N); the last 2 * heads * 64 columns are the keys and the values of all heads.
+        heads: H.
+
+    Returns:
+        keys (B, H, ceil(S / 16), 64, 16) and values (B, H, S, 64).
+    """
+    batch, length, _ = rows.shape
+    keys = _like(rows, [batch, heads, (length + PANEL - 1) // PANEL, HEAD, PANEL])
+    keys, values = _custom("whisper_pack_heads", [rows], [keys, _like(rows, [batch, heads, length, HEAD])])
+    return keys, values
+
+
+def attention(queries: TensorValue, keys: TensorValue, values: TensorValue) -> TensorValue:
+    """Fused attention over all keys: softmax(Q K^T / 8) V, head by head.
+
+    Args:
+        queries: (B, T, N >= H * 64); the first H * 64 columns are the queries of all heads.
+        keys: (B, H, ceil(S / 16), 64, 16), see `pack_heads`.
+        values: (B, H, S, 64).
+
+    Returns:
+        (B, T, H * 64).
+    """
+    out = _like(queries, [queries.shape[0], queries.shape[1], values.shape[1] * HEAD])
+    return _custom("whisper_attention", [queries, keys, values], [out])[0]
+
+
+def cached_attention(
+    rows: TensorValue, past: TensorValue, keys: BufferValue, values: BufferValue
+) -> TensorValue:
+    """Appends new keys and values to a KV cache in place, then causal attention over it.
+
+    Args:
+        rows: (B, T, 3 * H * 64): queries, keys and values of the T new tokens of each row.
+        past: (B) int32: tokens that row b of the cache holds already.
+        keys: (B, H, ceil(C / 16), 64, 16).
+        values: (B, H, C, 64).
+
+    Returns:
+        (B, T, H * 64); query t of row b sees the first past[b] + t + 1 keys.
+    """
+    out = _like(rows, [rows.shape[0], rows.shape[1], values.shape[1] * HEAD])
+    results = ops.inplace_custom(
+        "whisper_cached_attention", device=rows.device, values=[rows, past, keys, values], out_types=[out]
+    )
+    return results[0].tensor
 
 
 def _like(x: TensorValue, shape: Sequence[DimLike]) -> TensorType:

@@ -29,3 +29,16 @@ def pack_linear(weight: np.ndarray, dtype: np.typing.DTypeLike = np.float32) -> 
     if whole < panels:
         packed[whole, :, : columns - whole * PANEL] = weight[whole * PANEL :].T
     return packed
+
+
+def pack_conv1d(weight: np.ndarray, dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
+    """Packs the weight of a convolution as the matrix whose row j * C + c holds tap j of channel c.
+
+    Args:
+        weight: (N, C, 3), as checkpoints store it.
+        dtype: Element type of the result.
+
+    Returns:
+        (ceil(N / 16), 3 * C, 16), C-contiguous.
+    """
+    return pack_linear(weight.transpose(0, 2, 1).reshape(len(weight), -1), dtype)
