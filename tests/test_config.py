@@ -24,6 +24,12 @@ def test_languages_follow_from_the_vocabulary_size(dims: ModelDimensions, multil
     assert dims.num_languages == languages
 
 
+@pytest.mark.parametrize(("dims", "begin"), [(TINY_EN, 50363), (TINY, 50364), (LARGE_V3, 50365)])
+def test_the_last_tokens_follow_from_the_vocabulary_size(dims: ModelDimensions, begin: int) -> None:
+    assert dims.timestamp_begin == begin
+    assert dims.no_speech == begin - 2
+
+
 # The safetensors metadata of the published checkpoints: parameters, the encoder's fixed sinusoids included.
 @pytest.mark.parametrize(
     ("dims", "parameters"),

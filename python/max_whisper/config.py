@@ -90,6 +90,16 @@ class ModelDimensions:
         text_tokens = _TEXT_TOKENS + int(self.is_multilingual)
         return self.n_vocab - text_tokens - _SPECIAL_TOKENS - _TIMESTAMP_TOKENS
 
+    @property
+    def timestamp_begin(self) -> int:
+        """The token <|0.00|>, the first of the timestamps that end every vocabulary."""
+        return self.n_vocab - _TIMESTAMP_TOKENS
+
+    @property
+    def no_speech(self) -> int:
+        """The token <|nospeech|>; <|notimestamps|> lies between it and the timestamps."""
+        return self.timestamp_begin - 2
+
 
 def expected_tensors(dims: ModelDimensions) -> dict[str, tuple[int, ...]]:
     """Names every tensor of a model of these sizes, with its shape.
