@@ -10,6 +10,7 @@ import sys
 import threading
 import wave
 from collections.abc import Callable
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,12 @@ def write_wav(path: Path, samples: np.ndarray, rate: int = SAMPLE_RATE) -> Path:
     return path
 
 
-def wav_bytes(data: bytes, form: int, bits: int, rate: int = SAMPLE_RATE, length: int | None = None) -> bytes:
-    """A mono WAV of any sample format (1: integers, 3: floats), whose header claims any length."""
-    head = struct.pack("<IHHIIHH", 16, form, 1, rate, rate * bits // 8, bits // 8, bits)
+def wav_bytes(
+    data: bytes, form: int, bits: int, rate: int = SAMPLE_RATE, length: int | None = None, channels: int = 1
+) -> bytes:
+    """A WAV of any sample format (1: integers, 3: floats), whose header claims any length."""
+    block = channels * bits // 8
+    head = struct.pack("<IHHIIHH", 16, form, channels, rate, rate * block, block, bits)
     length = len(data) if length is None else length
     return (
         b"RIFF"
@@ -69,6 +73,7 @@ def wav_bytes(data: bytes, form: int, bits: int, rate: int = SAMPLE_RATE, length
     )
 
 
+@cache
 def encode(
     name: str,
     codec: str,
@@ -366,6 +371,10 @@ def test_video_without_sound_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "silent.mp4"
     path.write_bytes(encode("mp4", "aac", seconds=1, layouts=(), picture=True))
     refused(path, "silent.mp4'", "has no sound", "found only video")
+
+
+def test_more_channels_than_ffmpeg_knows_how_to_mix_are_refused() -> None:
+    refused(wav_bytes(noise(9 * 1000).tobytes(), 1, 16, channels=9), "cannot be mixed down", "9 channels at 16000 Hz")
 
 
 def test_sources_of_the_wrong_type_are_refused(tmp_path: Path) -> None:
