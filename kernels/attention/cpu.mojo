@@ -27,7 +27,7 @@ from std.memory import stack_allocation
 from std.utils.numerics import neg_inf
 
 from ..cpu.threads import share
-from ..cpu.tile import PANEL, ROWS, VECTORS, WIDTH, multiply_tile, tile_panels
+from ..cpu.tile import PANEL, ROWS, WIDTH, multiply_tile
 from ..data import Data
 
 comptime HEAD = 64
@@ -96,20 +96,20 @@ struct Attention[dtype: DType, cache_type: DType]:
         var visible = offset + last - 1 if causal else self.capacity
         for key in range(0, visible, KEY_BLOCK):
             var keys = min(KEY_BLOCK, visible - key)
-            var whole = first + (last - first) // ROWS * ROWS
-            for query in range(first, whole, ROWS):
+            for query in range(first, last, ROWS):
                 var at = query - first
-                self._strip[ROWS, causal](
-                    row, head, query, key, keys, offset,
-                    sums.unsafe_offset(at * HEAD), maxima.unsafe_offset(at), totals.unsafe_offset(at),
+                self._strip[causal](
+                    min(ROWS, last - query),
+                    row,
+                    head,
+                    query,
+                    key,
+                    keys,
+                    offset,
+                    sums.unsafe_offset(at * HEAD),
+                    maxima.unsafe_offset(at),
+                    totals.unsafe_offset(at),
                 )
-            comptime for rest in range(1, ROWS):
-                if last - whole == rest:
-                    var at = whole - first
-                    self._strip[rest, causal](
-                        row, head, whole, key, keys, offset,
-                        sums.unsafe_offset(at * HEAD), maxima.unsafe_offset(at), totals.unsafe_offset(at),
-                    )
 
         for i in range(last - first):
             var o = self.output.unsafe_offset(((row * self.length + first + i) * self.heads + head) * HEAD)
@@ -117,11 +117,11 @@ struct Attention[dtype: DType, cache_type: DType]:
             for j in range(0, HEAD, WIDTH):
                 o.unsafe_store(j, (sums.unsafe_load[width=WIDTH](i * HEAD + j) * inverse).cast[Self.dtype]())
 
-    @always_inline
     def _strip[
-        rows: Int, causal: Bool
+        causal: Bool
     ](
         self,
+        rows: Int,
         row: Int,
         head: Int,
         query: Int,
@@ -133,74 +133,79 @@ struct Attention[dtype: DType, cache_type: DType]:
         totals: Data[DType.float32],
     ):
         """One step of the online softmax: `rows` queries against `keys` keys from `key` on."""
-        var scores = stack_allocation[rows * KEY_BLOCK, DType.float32, alignment=64]()
+        var scores = stack_allocation[ROWS * KEY_BLOCK, DType.float32, alignment=64]()
+        var added = stack_allocation[ROWS * HEAD, DType.float32, alignment=64]()
+        var corrections = stack_allocation[ROWS, DType.float32]()
         var matrix = row * self.heads + head
-        self._scores[rows](row, head, query, key, keys, scores)
-
-        for i in range(rows):
-            var s = scores.unsafe_offset(i * KEY_BLOCK)
-            var seen = min(keys, offset + query + i - key) if causal else keys
-            var padded = ceildiv(keys, PANEL) * PANEL
-            for j in range(max(seen, 0), padded):
-                s[unsafe_offset=j] = neg_inf[DType.float32]()
-            var top = SIMD[DType.float32, WIDTH](neg_inf[DType.float32]())
-            for j in range(0, padded, WIDTH):
-                top = max(top, s.unsafe_load[width=WIDTH](j))
-            var old = maxima[unsafe_offset=i]
-            var new = max(old, top.reduce_max() * SCALE)
-            var total = SIMD[DType.float32, WIDTH](0)
-            for j in range(0, padded, WIDTH):
-                var p = exp(s.unsafe_load[width=WIDTH](j).fma(SIMD[DType.float32, WIDTH](SCALE), SIMD[DType.float32, WIDTH](-new)))
-                s.unsafe_store(j, p)
-                total += p
-            var correction = exp(old - new)
-            maxima[unsafe_offset=i] = new
-            totals[unsafe_offset=i] = totals[unsafe_offset=i] * correction + total.reduce_add()
-            var o = sums.unsafe_offset(i * HEAD)
-            for j in range(0, HEAD, WIDTH):
-                o.unsafe_store(j, o.unsafe_load[width=WIDTH](j) * correction)
-
-        comptime together = min(HEAD_PANELS, tile_panels(rows))
-        comptime for panel in range(0, HEAD_PANELS, together):
-            var added = multiply_tile[rows, together](
-                scores,
-                KEY_BLOCK,
-                self.values.unsafe_offset((matrix * self.capacity + key) * HEAD + panel * PANEL),
-                PANEL,
-                HEAD,
-                keys,
-            )
-            comptime for i in range(rows):
-                comptime for v in range(together * VECTORS):
-                    var at = i * HEAD + panel * PANEL + v * WIDTH
-                    sums.unsafe_store(at, sums.unsafe_load[width=WIDTH](at) + added[i * together * VECTORS + v])
-
-    @always_inline
-    def _scores[
-        rows: Int
-    ](self, row: Int, head: Int, query: Int, key: Int, keys: Int, scores: Data[DType.float32]):
-        """Stores Q K^T of a strip, `rows x KEY_BLOCK`, in whole panels of keys."""
-        comptime together = tile_panels(rows)
         var panels = ceildiv(keys, PANEL)
-        var q = self.queries.unsafe_offset((row * self.length + query) * self.query_stride + head * HEAD)
-        var matrix = row * self.heads + head
-        var k = self.keys.unsafe_offset((matrix * ceildiv(self.capacity, PANEL) + key // PANEL) * HEAD * PANEL)
-        var panel = 0
-        while panel < panels:
-            if panel + together <= panels:
-                self._store_scores[rows, together](q, k, panel, scores)
-                panel += together
-            else:
-                self._store_scores[rows, 1](q, k, panel, scores)
-                panel += 1
-
-    @always_inline
-    def _store_scores[
-        rows: Int, panels: Int
-    ](self, q: Data[Self.dtype], k: Data[Self.cache_type], panel: Int, scores: Data[DType.float32]):
-        var s = multiply_tile[rows, panels](
-            q, self.query_stride, k.unsafe_offset(panel * HEAD * PANEL), HEAD * PANEL, PANEL, HEAD
+        multiply_tile(
+            rows,
+            panels,
+            self.queries.unsafe_offset((row * self.length + query) * self.query_stride + head * HEAD),
+            self.query_stride,
+            self.keys.unsafe_offset((matrix * ceildiv(self.capacity, PANEL) + key // PANEL) * HEAD * PANEL),
+            HEAD * PANEL,
+            PANEL,
+            HEAD,
+            scores,
+            KEY_BLOCK,
         )
-        comptime for i in range(rows):
-            comptime for v in range(panels * VECTORS):
-                scores.unsafe_store(i * KEY_BLOCK + panel * PANEL + v * WIDTH, s[i * panels * VECTORS + v])
+        for i in range(rows):
+            var seen = min(keys, offset + query + i - key) if causal else keys
+            corrections[unsafe_offset=i] = _soften(
+                scores.unsafe_offset(i * KEY_BLOCK),
+                max(seen, 0),
+                panels * PANEL,
+                maxima.unsafe_offset(i),
+                totals.unsafe_offset(i),
+            )
+        multiply_tile(
+            rows,
+            HEAD_PANELS,
+            scores,
+            KEY_BLOCK,
+            self.values.unsafe_offset((matrix * self.capacity + key) * HEAD),
+            PANEL,
+            HEAD,
+            keys,
+            added,
+            HEAD,
+        )
+        for i in range(rows):
+            var correction = SIMD[DType.float32, WIDTH](corrections[unsafe_offset=i])
+            for j in range(i * HEAD, (i + 1) * HEAD, WIDTH):
+                var o = sums.unsafe_load[width=WIDTH](j).fma(correction, added.unsafe_load[width=WIDTH](j))
+                sums.unsafe_store(j, o)
+
+
+def _soften(
+    scores: Data[DType.float32], seen: Int, padded: Int, maximum: Data[DType.float32], total: Data[DType.float32]
+) -> Float32:
+    """Turns one query's scores into exponentials and brings its running maximum and total up to date.
+
+    Args:
+        scores: `padded` scores, not yet scaled; those from `seen` on become 0.
+        seen: Keys that the query sees.
+        padded: A multiple of PANEL.
+        maximum: m, updated.
+        total: l, updated.
+
+    Returns:
+        What the sums so far have to be multiplied with.
+    """
+    for j in range(seen, padded):
+        scores[unsafe_offset=j] = neg_inf[DType.float32]()
+    var top = SIMD[DType.float32, WIDTH](neg_inf[DType.float32]())
+    for j in range(0, padded, WIDTH):
+        top = max(top, scores.unsafe_load[width=WIDTH](j))
+    var old = maximum[]
+    var new = max(old, top.reduce_max() * SCALE)
+    var sum = SIMD[DType.float32, WIDTH](0)
+    for j in range(0, padded, WIDTH):
+        var p = exp(scores.unsafe_load[width=WIDTH](j).fma(SIMD[DType.float32, WIDTH](SCALE), -new))
+        scores.unsafe_store(j, p)
+        sum += p
+    var correction = exp(old - new)
+    maximum[] = new
+    total[] = total[] * correction + sum.reduce_add()
+    return correction

@@ -17,10 +17,11 @@ Floor: 2*M*N*K operations; bytes (M*K + K*N + M*N) * 4 once each when the blocks
 """
 
 from std.math import ceildiv
+from std.memory import stack_allocation
 
 from ..data import Data
 from .threads import share, worker_count
-from .tile import PANEL, ROWS, VECTORS, WIDTH, multiply_tile, tile_panels
+from .tile import MOST_PANELS, PANEL, ROWS, WIDTH, multiply_tile, tile_panels
 
 comptime BLOCK_BYTES = 192 * 1024
 """Bytes of A kept in the second-level cache while B's panels pass by."""
@@ -32,65 +33,6 @@ trait Epilogue(TrivialRegisterPassable):
     def store[width: Int](self, row: Int, column: Int, sums: SIMD[DType.float32, width]):
         """Stores `sums`, the product's elements `[row, column ..< column + width]`."""
         ...
-
-
-@always_inline
-def _tile[
-    a_type: DType, b_type: DType, E: Epilogue, //, rows: Int, panels: Int
-](
-    a: Data[a_type],
-    a_stride: Int,
-    b: Data[b_type],
-    depth: Int,
-    row: Int,
-    panel: Int,
-    columns: Int,
-    epilogue: E,
-):
-    var sums = multiply_tile[rows, panels](
-        a.unsafe_offset(row * a_stride), a_stride, b.unsafe_offset(panel * depth * PANEL), depth * PANEL, PANEL, depth
-    )
-    comptime for i in range(rows):
-        comptime for p in range(panels):
-            var first = (panel + p) * PANEL
-            if first + PANEL <= columns:
-                comptime for v in range(VECTORS):
-                    epilogue.store(row + i, first + v * WIDTH, sums[(i * panels + p) * VECTORS + v])
-            else:
-                comptime for v in range(VECTORS):
-                    comptime for lane in range(WIDTH):
-                        if first + v * WIDTH + lane < columns:
-                            epilogue.store[1](
-                                row + i,
-                                first + v * WIDTH + lane,
-                                sums[(i * panels + p) * VECTORS + v][lane],
-                            )
-
-
-@always_inline
-def _strip[
-    a_type: DType, b_type: DType, E: Epilogue, //, rows: Int
-](
-    a: Data[a_type],
-    a_stride: Int,
-    b: Data[b_type],
-    depth: Int,
-    row: Int,
-    panel_begin: Int,
-    panel_end: Int,
-    columns: Int,
-    epilogue: E,
-):
-    """`rows` rows times a range of panels."""
-    comptime together = tile_panels(rows)
-    var panel = panel_begin
-    while panel + together <= panel_end:
-        _tile[rows, together](a, a_stride, b, depth, row, panel, columns, epilogue)
-        panel += together
-    comptime if together > 1:
-        while panel < panel_end:
-            _tile[rows, 1](a, a_stride, b, depth, row, panel, columns, epilogue)
-            panel += 1
 
 
 def multiply_block[
@@ -121,19 +63,42 @@ def multiply_block[
         columns: Columns of C that exist; a last panel may reach beyond them.
         epilogue: Receives every sum once.
     """
-    comptime together = tile_panels(ROWS)
+    var sums = stack_allocation[ROWS * MOST_PANELS * PANEL, DType.float32, alignment=64]()
     var block = max(1, BLOCK_BYTES // (depth * 4 * ROWS + 1)) * ROWS
-    var first = row_begin
-    while first < row_end:
+    for first in range(row_begin, row_end, block):
         var last = min(first + block, row_end)
-        var whole = first + (last - first) // ROWS * ROWS
+        var together = tile_panels(min(ROWS, last - first))
         for panel in range(panel_begin, panel_end, together):
-            for row in range(first, whole, ROWS):
-                _strip[ROWS](a, a_stride, b, depth, row, panel, min(panel + together, panel_end), columns, epilogue)
-        comptime for rest in range(1, ROWS):
-            if last - whole == rest:
-                _strip[rest](a, a_stride, b, depth, whole, panel_begin, panel_end, columns, epilogue)
-        first = last
+            var panels = min(together, panel_end - panel)
+            for row in range(first, last, ROWS):
+                var rows = min(ROWS, last - row)
+                multiply_tile(
+                    rows,
+                    panels,
+                    a.unsafe_offset(row * a_stride),
+                    a_stride,
+                    b.unsafe_offset(panel * depth * PANEL),
+                    depth * PANEL,
+                    PANEL,
+                    depth,
+                    sums,
+                    MOST_PANELS * PANEL,
+                )
+                _finish(rows, row, panel * PANEL, min((panel + panels) * PANEL, columns), sums, epilogue)
+
+
+@always_inline
+def _finish[
+    E: Epilogue, //
+](rows: Int, row: Int, begin: Int, end: Int, sums: Data[DType.float32], epilogue: E):
+    """Hands the sums of a tile to the epilogue: columns `begin ..< end` of `rows` rows from `row` on."""
+    var whole = begin + (end - begin) // WIDTH * WIDTH
+    for i in range(rows):
+        var line = sums.unsafe_offset(i * MOST_PANELS * PANEL - begin)
+        for column in range(begin, whole, WIDTH):
+            epilogue.store(row + i, column, line.unsafe_load[width=WIDTH](column))
+        for column in range(whole, end):
+            epilogue.store[1](row + i, column, line[unsafe_offset=column])
 
 
 def multiply[

@@ -39,6 +39,10 @@ comptime VECTORS = PANEL // WIDTH
 """Registers that hold one row of a panel."""
 
 
+comptime MOST_PANELS = 4
+"""Panels that a tile has at most."""
+
+
 def tile_rows() -> Int:
     """Rows of a full tile: as many as the register file holds next to one row of b."""
     comptime if CompilationTarget.has_avx512f():
@@ -52,15 +56,15 @@ def tile_rows() -> Int:
 def tile_panels(rows: Int) -> Int:
     """Panels side by side in a tile of `rows` rows: few rows leave registers for more columns."""
     var registers = 24 if CompilationTarget.has_avx512f() or CompilationTarget.has_neon() else 12
-    return max(1, min(4, registers // (rows * VECTORS)))
+    return max(1, min(MOST_PANELS, registers // (rows * VECTORS)))
 
 
 comptime ROWS = tile_rows()
 """Rows of a full tile on the CPU being compiled for."""
 
 
-@always_inline
-def multiply_tile[
+@no_inline
+def _multiply_tile[
     a_type: DType, b_type: DType, //, rows: Int, panels: Int
 ](
     a: Data[a_type],
@@ -69,37 +73,89 @@ def multiply_tile[
     b_panel_stride: Int,
     b_row_stride: Int,
     depth: Int,
-) -> Array[SIMD[DType.float32, WIDTH], rows * panels * VECTORS]:
-    """Returns `a @ b` of one tile, summed over k in order in float32.
-
-    Parameters:
-        a_type: Element type of a.
-        b_type: Element type of b.
-        rows: Rows of the tile.
-        panels: Panels of the tile.
-
-    Args:
-        a: First element of the tile's first row; `rows` rows of `depth` elements.
-        a_stride: Elements from one row of a to the next.
-        b: First element of the tile's first panel.
-        b_panel_stride: Elements from one panel to the next.
-        b_row_stride: Elements from one k to the next within a panel (PANEL when packed).
-        depth: Length of the sum over k.
-
-    Returns:
-        The sums, indexed `(row * panels + panel) * VECTORS + vector`.
-    """
+    c: Data[DType.float32],
+    c_stride: Int,
+):
     comptime columns = panels * VECTORS
     var sums = Array[SIMD[DType.float32, WIDTH], rows * columns](fill=SIMD[DType.float32, WIDTH](0))
     for k in range(depth):
         var b_row = Array[SIMD[DType.float32, WIDTH], columns](uninitialized=True)
         comptime for p in range(panels):
             comptime for v in range(VECTORS):
-                b_row[p * VECTORS + v] = (
-                    b.unsafe_load[width=WIDTH](p * b_panel_stride + k * b_row_stride + v * WIDTH).cast[DType.float32]()
-                )
+                b_row[p * VECTORS + v] = b.unsafe_load[width=WIDTH](
+                    p * b_panel_stride + k * b_row_stride + v * WIDTH
+                ).cast[DType.float32]()
         comptime for i in range(rows):
             var a_ik = SIMD[DType.float32, WIDTH](a[unsafe_offset=i * a_stride + k].cast[DType.float32]())
-            comptime for c in range(columns):
-                sums[i * columns + c] = a_ik.fma(b_row[c], sums[i * columns + c])
-    return sums^
+            comptime for j in range(columns):
+                sums[i * columns + j] = a_ik.fma(b_row[j], sums[i * columns + j])
+    comptime for i in range(rows):
+        comptime for j in range(columns):
+            c.unsafe_store(i * c_stride + j * WIDTH, sums[i * columns + j])
+
+
+def multiply_tile[
+    a_type: DType, b_type: DType, //
+](
+    rows: Int,
+    panels: Int,
+    a: Data[a_type],
+    a_stride: Int,
+    b: Data[b_type],
+    b_panel_stride: Int,
+    b_row_stride: Int,
+    depth: Int,
+    c: Data[DType.float32],
+    c_stride: Int,
+):
+    """Stores `a @ b` of one tile, summed over k in order in float32.
+
+    The registers' tile is a function of its own for every number of rows, not inlined: an op then holds a dozen small
+    loops instead of hundreds, and compiles in a second. What a caller does with the sums costs it one trip through the
+    first-level cache, little beside the `depth` steps of the sum.
+
+    Parameters:
+        a_type: Element type of a.
+        b_type: Element type of b.
+
+    Args:
+        rows: Rows of the tile, 1 to ROWS.
+        panels: Panels of the tile; `tile_panels(rows)` at a time fill the registers.
+        a: First element of the tile's first row; `rows` rows of `depth` elements.
+        a_stride: Elements from one row of a to the next.
+        b: First element of the tile's first panel.
+        b_panel_stride: Elements from one panel to the next.
+        b_row_stride: Elements from one k to the next within a panel (PANEL when packed).
+        depth: Length of the sum over k.
+        c: Receives `rows` rows of `panels * PANEL` sums.
+        c_stride: Elements from one row of c to the next.
+    """
+    comptime for r in range(1, ROWS + 1):
+        if rows == r:
+            comptime together = tile_panels(r)
+            var panel = 0
+            while panel + together <= panels:
+                _multiply_tile[r, together](
+                    a,
+                    a_stride,
+                    b.unsafe_offset(panel * b_panel_stride),
+                    b_panel_stride,
+                    b_row_stride,
+                    depth,
+                    c.unsafe_offset(panel * PANEL),
+                    c_stride,
+                )
+                panel += together
+            comptime if together > 1:
+                while panel < panels:
+                    _multiply_tile[r, 1](
+                        a,
+                        a_stride,
+                        b.unsafe_offset(panel * b_panel_stride),
+                        b_panel_stride,
+                        b_row_stride,
+                        depth,
+                        c.unsafe_offset(panel * PANEL),
+                        c_stride,
+                    )
+                    panel += 1
