@@ -13,7 +13,7 @@ from pathlib import Path
 
 from max.graph import BufferValue, DimLike, TensorType, TensorValue, ops
 
-from .packing import PANEL
+from max_whisper.packing import PANEL
 
 KERNELS = Path(__file__).resolve().parent / "kernels"
 """The Mojo package with the kernels, as `Graph(custom_extensions=[KERNELS])` takes it."""

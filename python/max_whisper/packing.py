@@ -11,6 +11,11 @@ PANEL = 16
 """Columns of a panel; the same number as PANEL in kernels/cpu/tile.mojo."""
 
 
+def packed_shape(columns: int, depth: int) -> tuple[int, int, int]:
+    """Shape of a packed (columns, depth) matrix."""
+    return -(-columns // PANEL), depth, PANEL
+
+
 def pack_linear(weight: np.ndarray, dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
     """Packs the weight of a linear layer.
 
@@ -22,11 +27,10 @@ def pack_linear(weight: np.ndarray, dtype: np.typing.DTypeLike = np.float32) -> 
         (ceil(N / 16), K, 16), C-contiguous.
     """
     columns, depth = weight.shape
-    panels = -(-columns // PANEL)
-    packed = np.zeros((panels, depth, PANEL), dtype)
+    packed = np.zeros(packed_shape(columns, depth), dtype)
     whole = columns // PANEL
     packed[:whole] = weight[: whole * PANEL].reshape(whole, PANEL, depth).transpose(0, 2, 1)
-    if whole < panels:
+    if whole < len(packed):
         packed[whole, :, : columns - whole * PANEL] = weight[whole * PANEL :].T
     return packed
 

@@ -38,7 +38,7 @@ def run_poisoned(model: Model, buffers: Sequence[Buffer]) -> list[np.ndarray]:
 def run(op: eager.Op, *arrays: np.ndarray, **parameters: Any) -> Any:
     """`eager.call` into poisoned memory, twice: a second run on the same inputs must give the same bits."""
     buffers = [Buffer.from_numpy(np.ascontiguousarray(array)) for array in arrays]
-    model = eager.compile_op(op, tuple((b.dtype, len(b.shape)) for b in buffers), tuple(sorted(parameters.items())))
+    model = eager.compile_op(op, buffers, parameters)
     results = run_poisoned(model, buffers)
     again = [result.to_numpy() for result in model.execute(*buffers)]
     for first, second in zip(results, again, strict=True):

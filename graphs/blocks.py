@@ -1,0 +1,75 @@
+"""The residual blocks of Whisper's transformers, on graph values (Radford et al., arXiv:2212.04356, section 2.2).
+
+Every block is pre-norm: it adds to its input what it computes from the input's layer norm.
+"""
+
+from max.dtype import DType
+from max.graph import BufferValue, DeviceRef, Graph, TensorValue, Weight
+
+from max_whisper import ops
+
+
+class Weights:
+    """Packed weights by name: `weights["blocks.0.attn.qkv"]`, added to the graph when they are first used.
+
+    Args:
+        shapes: Shape of every packed weight, see `max_whisper.packing`.
+        dtype: Element type of all of them.
+        device: Where they live.
+        prefix: Put before every name.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: DType, device: DeviceRef, prefix: str = "") -> None:
+        self.shapes, self.dtype, self.device, self.prefix = shapes, dtype, device, prefix
+
+    def __getitem__(self, name: str) -> TensorValue:
+        name = self.prefix + name
+        return Graph.current.add_weight(Weight(name, self.dtype, self.shapes[name], self.device)).tensor
+
+    def at(self, prefix: str) -> "Weights":
+        """The weights whose names begin with `prefix` and a dot."""
+        return Weights(self.shapes, self.dtype, self.device, f"{self.prefix}{prefix}.")
+
+
+def layer_norm(x: TensorValue, w: Weights) -> TensorValue:
+    """Layer norm with the weights `w`."""
+    return ops.layer_norm(x, w["weight"], w["bias"])
+
+
+def linear(x: TensorValue, w: Weights, *, residual: TensorValue | None = None, gelu: bool = False) -> TensorValue:
+    """Linear layer with the weights `w`."""
+    return ops.linear(x, w["weight"], w["bias"], residual, gelu=gelu)
+
+
+def mlp(x: TensorValue, total: TensorValue, w: Weights) -> TensorValue:
+    """Two linear layers with GELU between them, added to `total`; x is the layer norm of `total`."""
+    return linear(linear(x, w.at("0"), gelu=True), w.at("2"), residual=total)
+
+
+def add_layer_norm(x: TensorValue, residual: TensorValue, w: Weights) -> tuple[TensorValue, TensorValue]:
+    """Returns x + residual and its layer norm, in one pass."""
+    return ops.add_layer_norm(x, residual, w["weight"], w["bias"])
+
+
+def encoder_block(x: TensorValue, w: Weights, *, heads: int) -> TensorValue:
+    """Self-attention and MLP of the encoder: (B, S, d) -> (B, S, d)."""
+    qkv = linear(layer_norm(x, w.at("attn_ln")), w.at("attn.qkv"))
+    attended = ops.attention(qkv, *ops.pack_heads(qkv, heads=heads))
+    x, normed = add_layer_norm(linear(attended, w.at("attn.out")), x, w.at("mlp_ln"))
+    return mlp(normed, x, w.at("mlp"))
+
+
+def decoder_block(
+    x: TensorValue,
+    past: TensorValue,
+    cache: tuple[BufferValue, BufferValue],
+    cross: tuple[TensorValue, TensorValue],
+    w: Weights,
+) -> TensorValue:
+    """Causal self-attention over the KV cache, cross-attention over the audio, MLP: (B, T, d) -> (B, T, d)."""
+    qkv = linear(layer_norm(x, w.at("attn_ln")), w.at("attn.qkv"))
+    attended = ops.cached_attention(qkv, past, *cache)
+    x, normed = add_layer_norm(linear(attended, w.at("attn.out")), x, w.at("cross_attn_ln"))
+    attended = ops.attention(linear(normed, w.at("cross_attn.query")), *cross)
+    x, normed = add_layer_norm(linear(attended, w.at("cross_attn.out")), x, w.at("mlp_ln"))
+    return mlp(normed, x, w.at("mlp"))

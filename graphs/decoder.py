@@ -1,0 +1,112 @@
+"""The decoder: keys and values of the audio once per window, then tokens in, token out.
+
+    states (B, 1500, d) -> per block: keys (B, H, 94, 64, 16), values (B, H, 1500, 64)          cross_attention_graph
+    tokens (B, T) + KV caches -> picked token (B), its log probability (B), no-speech (B)       decoder_graph
+
+One graph serves the prompt (T > 1) and every later step (T = 1): T is a symbolic dimension.
+"""
+
+from collections.abc import Sequence
+
+from max.dtype import DType
+from max.graph import BufferType, TensorType, TensorValue, Value
+
+from max_whisper import ops
+from max_whisper.config import ModelDimensions
+from max_whisper.graphs.blocks import Weights, decoder_block, layer_norm, linear
+from max_whisper.runtime import GraphModule
+
+
+def cross_attention_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) -> None:
+    """Adds the graph "cross_attention": states (B, n_audio_ctx, d) -> keys and values of the audio, block by block."""
+    states_type = TensorType(weights.dtype, ["batch", dims.n_audio_ctx, dims.n_audio_state], device=weights.device)
+    with module.graph("cross_attention", [states_type]) as graph:
+        states = graph.inputs[0].tensor
+        outputs: list[TensorValue] = []
+        for layer in range(dims.n_text_layer):
+            rows = linear(states, weights.at(f"decoder.blocks.{layer}.cross_attn.kv"))
+            outputs += ops.pack_heads(rows, heads=dims.n_text_head)
+        graph.output(*outputs)
+
+
+def decoder_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) -> None:
+    """Adds the graph "decoder", with the greedy pick.
+
+    Inputs: tokens (B, T) int32, past (B) int32, last (B) int32: the position whose next token is picked,
+    no_speech_at (B) int32: the position that tells whether somebody speaks, -1 to skip, suppress_mask (n_vocab) uint8,
+    rules (B, 4) int32: see `ops.greedy`, and the caches, see `cache_types`.
+
+    Outputs: picked token (B) int32, log probability (B) float32, no-speech probability (B) float32.
+    """
+    device = weights.device
+    types = [
+        TensorType(DType.int32, ["batch"], device=device),
+        TensorType(DType.int32, ["batch"], device=device),
+        TensorType(DType.uint8, [dims.n_vocab], device=device),
+        TensorType(DType.int32, ["batch", 4], device=device),
+    ]
+    input_types = [*_token_types(weights), *types, *cache_types(dims, weights)]
+    with module.graph("decoder", input_types) as graph:
+        tokens, past, last, no_speech_at, mask, rules, *caches = graph.inputs
+        hidden = _hidden(dims, weights, tokens.tensor, past.tensor, caches)
+        vocabulary = weights["decoder.token_embedding.weight"]
+        silence = ops.token_probability(
+            hidden, no_speech_at.tensor, vocabulary, n_vocab=dims.n_vocab, token=dims.no_speech
+        )
+        token, log_prob = ops.greedy(
+            hidden, last.tensor, vocabulary, mask.tensor, rules.tensor, timestamp_begin=dims.timestamp_begin
+        )
+        graph.output(token, log_prob, silence)
+
+
+def logits_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) -> None:
+    """Adds the graph "logits": the decoder with all logits of one position, for detecting a language.
+
+    Inputs: tokens (B, T), past (B), last (B), all int32, and the caches. Output: logits (B, n_vocab) float32.
+    """
+    input_types = [
+        *_token_types(weights),
+        TensorType(DType.int32, ["batch"], device=weights.device),
+        *cache_types(dims, weights),
+    ]
+    with module.graph("logits", input_types) as graph:
+        tokens, past, last, *caches = graph.inputs
+        hidden = _hidden(dims, weights, tokens.tensor, past.tensor, caches)
+        vocabulary = weights["decoder.token_embedding.weight"]
+        graph.output(ops.logits(hidden, last.tensor, vocabulary, n_vocab=dims.n_vocab))
+
+
+def cache_types(dims: ModelDimensions, weights: Weights) -> list[BufferType | TensorType]:
+    """Types of the caches: per block the keys and values of the text, updated in place, and those of the audio."""
+    heads, dtype, device = dims.n_text_head, weights.dtype, weights.device
+
+    def shapes(length: int) -> tuple[list[str | int], list[str | int]]:
+        return ["batch", heads, -(-length // ops.PANEL), ops.HEAD, ops.PANEL], ["batch", heads, length, ops.HEAD]
+
+    types: list[BufferType | TensorType] = []
+    for _ in range(dims.n_text_layer):
+        types += [BufferType(dtype, shape, device=device) for shape in shapes(dims.n_text_ctx)]
+        types += [TensorType(dtype, shape, device=device) for shape in shapes(dims.n_audio_ctx)]
+    return types
+
+
+def _token_types(weights: Weights) -> list[TensorType]:
+    return [
+        TensorType(DType.int32, ["batch", "length"], device=weights.device),
+        TensorType(DType.int32, ["batch"], device=weights.device),
+    ]
+
+
+def _hidden(
+    dims: ModelDimensions, weights: Weights, tokens: TensorValue, past: TensorValue, caches: Sequence[Value]
+) -> TensorValue:
+    """All blocks and the last layer norm: (B, T, d)."""
+    w = weights.at("decoder")
+    x = ops.embed(
+        tokens, past, w["token_embedding.weight"], w["positional_embedding"], n_vocab=dims.n_vocab
+    )
+    for layer in range(dims.n_text_layer):
+        keys, values, cross_keys, cross_values = caches[4 * layer : 4 * layer + 4]
+        cache, cross = (keys.buffer, values.buffer), (cross_keys.tensor, cross_values.tensor)
+        x = decoder_block(x, past, cache, cross, w.at(f"blocks.{layer}"))
+    return layer_norm(x, w.at("ln"))

@@ -1,0 +1,129 @@
+"""Graphs compiled ahead of time: built once per machine and set of sizes, then loaded in milliseconds.
+
+An entry of the cache is a folder named after everything that its contents depend on: the versions of MAX and of this
+package, the sources of kernels and graphs, the model's sizes, the dtype and the CPU target. It holds a MEF with all graphs
+and a manifest with its digest; what does not match the manifest is built anew, never trusted. An entry is built in a folder
+of its own and moved into place at the end, so that two processes that build at once do not meet.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from max_whisper import target
+from max_whisper.cache import cache_dir
+from max_whisper.config import ModelDimensions
+
+GRAPHS = "graphs.mef"
+MANIFEST = "manifest.json"
+
+Say = Callable[[str], None]
+
+
+def entries() -> list[Path]:
+    """The cache's entries."""
+    folder = cache_dir() / "compiled"
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def build(
+    dims: ModelDimensions, device: str = "cpu", dtype: str = "float32", *, force: bool = False, progress: Say | None = None
+) -> Path:
+    """Returns the MEF of a model's compiled graphs; compiles them if the cache has none that are whole.
+
+    Args:
+        dims: The model's sizes.
+        device: Where the graphs will run.
+        dtype: Element type of weights and activations.
+        force: Compile even what the cache has.
+        progress: Is told, in words, what is being done.
+
+    Raises:
+        DeviceError: The device or dtype is not there.
+    """
+    target.check_device(device, dtype)
+    identity = _identity(dims, dtype)
+    folder = cache_dir() / "compiled" / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+    if not force and _is_whole(folder, identity):
+        return folder / GRAPHS
+    say = progress or (lambda _: None)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
+    try:
+        say(f"compiling the graphs for {identity['target']}, once for this machine and model size ...")
+        _compile(dims, dtype, building / GRAPHS)
+        manifest = {"identity": identity, "sha256": _digest(building / GRAPHS)}
+        (building / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        _move(building, folder, identity, force=force)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return folder / GRAPHS
+
+
+def _move(building: Path, folder: Path, identity: dict[str, object], *, force: bool) -> None:
+    """Puts a finished entry in place; another process may have been faster, and its entry is as good."""
+    if force or not _is_whole(folder, identity):
+        stale = building.with_name(building.name + "-stale")
+        if folder.exists():
+            os.rename(folder, stale)
+        try:
+            os.rename(building, folder)
+        except OSError:
+            if not _is_whole(folder, identity):
+                raise
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def _is_whole(folder: Path, identity: dict[str, object]) -> bool:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return manifest["identity"] == identity and manifest["sha256"] == _digest(folder / GRAPHS)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _identity(dims: ModelDimensions, dtype: str) -> dict[str, object]:
+    return {
+        "max": version("max"),
+        "max-whisper": version("max-whisper"),
+        "sources": _sources(),
+        "dims": asdict(dims),
+        "dtype": dtype,
+        "target": target.cpu_target(),
+    }
+
+
+@cache
+def _sources() -> str:
+    """Digest of all that graphs are made of: kernels, graph builders, and the layout of weights."""
+    here = Path(__file__).parent
+    files = [*(here / "kernels").rglob("*.mojo"), *(here / "graphs").rglob("*.py")]
+    files += [here / "ops.py", here / "packing.py", here / "packed.py"]  # what the graphs take
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(here)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _compile(dims: ModelDimensions, dtype: str, path: Path) -> None:
+    from max.dtype import DType
+    from max.graph import DeviceRef
+
+    from max_whisper import graphs, packed
+    from max_whisper.graphs.blocks import Weights
+    from max_whisper.runtime import GraphModule
+
+    module = GraphModule()
+    graphs.build(module, dims, Weights(packed.shapes(dims), DType[dtype], DeviceRef.CPU()))
+    module.compile().export_mef(path)

@@ -1,0 +1,252 @@
+"""A loaded Whisper model: the only place that executes graphs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from max.driver import CPU, Buffer
+from max.dtype import DType
+
+from max_whisper import compiled, decoding, packed, target
+from max_whisper.cache import cache_dir
+from max_whisper.checkpoint import Checkpoint, load_checkpoint
+from max_whisper.config import ModelDimensions
+from max_whisper.errors import AudioError, OptionError
+from max_whisper.ops import HEAD, PANEL
+from max_whisper.runtime import session
+from max_whisper.tokenizer import Vocabulary
+from max_whisper.transcribe import Transcription, transcribe
+
+
+@dataclass(frozen=True)
+class AudioFeatures:
+    """Encoded windows of audio.
+
+    Attributes:
+        states: The encoder's result, (B, n_audio_ctx, n_audio_state).
+        cross: Per decoder block its keys (B, H, 94, 64, 16) and values (B, H, 1500, 64).
+    """
+
+    states: Buffer
+    cross: list[Buffer]
+
+    def __len__(self) -> int:
+        return int(self.states.shape[0])
+
+
+@dataclass(frozen=True)
+class Picks:
+    """What one decoding step picked, row by row.
+
+    Attributes:
+        tokens: (B) int32.
+        log_probs: (B) float32, natural logarithms, among the tokens that the rules allowed.
+        no_speech_probs: (B) float32, or None if not asked for.
+    """
+
+    tokens: np.ndarray
+    log_probs: np.ndarray
+    no_speech_probs: np.ndarray | None
+
+
+class Whisper:
+    """A Whisper model with its trained weights and compiled graphs.
+
+    Attributes:
+        dims: The model's sizes.
+        vocabulary: Its tokens.
+        device: Where it computes: "cpu".
+        dtype: Element type of weights and activations: "float32".
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str = "cpu",
+        dtype: str = "float32",
+        *,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        target.check_device(device, dtype)
+        self.dims: ModelDimensions = checkpoint.dims
+        self.vocabulary: Vocabulary = checkpoint.vocabulary
+        self.device, self.dtype = device, dtype
+        mef = compiled.build(self.dims, device, dtype, progress=progress)
+        weights = packed.load(checkpoint, np.dtype(dtype), cache_dir() / "packed", progress=progress)
+        self._models = session().load_all(mef, weights_registry=weights)
+
+    @property
+    def is_multilingual(self) -> bool:
+        """Whether the model knows languages other than English."""
+        return self.dims.is_multilingual
+
+    @property
+    def num_languages(self) -> int:
+        """Languages the vocabulary has tokens for."""
+        return self.dims.num_languages
+
+    def log_mel_spectrogram(self, audio: np.ndarray, padding: int = 0) -> np.ndarray:
+        """Computes the log-mel spectrogram of samples followed by zeros.
+
+        Args:
+            audio: (n_samples,) float32 at 16 kHz.
+            padding: Zeros appended.
+
+        Returns:
+            (n_mels, (n_samples + padding) // 160) float32.
+
+        Raises:
+            AudioError: The samples are not one channel of numbers.
+        """
+        samples = np.ascontiguousarray(audio, dtype=np.float32)
+        if samples.ndim != 1:
+            raise AudioError(f"samples have shape {samples.shape}: expected one channel, (n_samples,)")
+        features = self.execute("log_mel", samples[None], np.array([padding], np.int32))[0]
+        return features.to_numpy()[0]
+
+    def embed_audio(self, mel: np.ndarray) -> AudioFeatures:
+        """Encodes windows of 30 s.
+
+        Args:
+            mel: (B, n_mels, 3000) float32.
+
+        Raises:
+            OptionError: The features have another shape.
+        """
+        expected = (self.dims.n_mels, 2 * self.dims.n_audio_ctx)
+        if mel.ndim != 3 or mel.shape[1:] != expected:
+            raise OptionError(f"mel has shape {mel.shape}: expected (B, {expected[0]}, {expected[1]}) for this model")
+        states = self.execute("encoder", np.ascontiguousarray(mel, np.dtype(self.dtype)))[0]
+        return AudioFeatures(states, self.execute("cross_attention", states))
+
+    def new_decoder(self, features: AudioFeatures) -> "Decoder":
+        """Makes a decoder for encoded windows; its KV cache is empty."""
+        return Decoder(self, features)
+
+    def decode(self, mel: np.ndarray, options: Any = None, **changes: Any) -> Any:
+        """Decodes windows of features; see `max_whisper.decoding.decode`."""
+        return decoding.decode(self, mel, options, **changes)
+
+    def detect_language(self, mel: np.ndarray) -> Any:
+        """Tells which language is spoken; see `max_whisper.decoding.detect_language`."""
+        return decoding.detect_language(self, mel)
+
+    def transcribe(self, audio: Any, **options: Any) -> Transcription:
+        """Transcribes a recording of any length; see `max_whisper.transcribe.transcribe`."""
+        return transcribe(self, audio, **options)
+
+    def execute(self, graph: str, *inputs: np.ndarray | Buffer) -> list[Buffer]:
+        """Runs one of the graphs of `max_whisper.graphs`."""
+        return self._models[graph].execute(*inputs)
+
+
+class Decoder:
+    """The text decoder over B encoded windows, with the keys and values of the tokens it has seen.
+
+    Args:
+        model: The model.
+        features: The windows.
+    """
+
+    def __init__(self, model: Whisper, features: AudioFeatures) -> None:
+        dims = model.dims
+        self._model, self._batch = model, len(features)
+        self._past = np.zeros(self._batch, np.int32)
+        self._unasked = np.full(self._batch, -1, np.int32)
+        self._mask = np.zeros(dims.n_vocab, np.uint8)
+        keys = (self._batch, dims.n_text_head, -(-dims.n_text_ctx // PANEL), HEAD, PANEL)
+        values = (self._batch, dims.n_text_head, dims.n_text_ctx, HEAD)
+        self._caches: list[Buffer] = []
+        for layer in range(dims.n_text_layer):
+            # Uninitialised: attention reads no key or value that was not written.
+            self._caches += [Buffer(DType[model.dtype], shape, CPU()) for shape in (keys, values)]
+            self._caches += features.cross[2 * layer : 2 * layer + 2]
+
+    def set_suppression(self, mask: np.ndarray) -> None:
+        """Sets, for each token, the bits of the rules that suppress it.
+
+        Args:
+            mask: (n_vocab,) uint8.
+        """
+        self._mask = np.ascontiguousarray(mask, np.uint8)
+
+    def forward(
+        self,
+        tokens: np.ndarray,
+        rules: np.ndarray,
+        last: np.ndarray | None = None,
+        no_speech_at: np.ndarray | None = None,
+    ) -> Picks:
+        """Appends tokens to every row and picks one more under the row's rules.
+
+        Args:
+            tokens: (B, T) int32.
+            rules: (B, 4) int32, see `max_whisper.ops.greedy`.
+            last: (B) int32, the position of each row's last valid token; T - 1 if not given. What lies behind it is
+                overwritten by the next call.
+            no_speech_at: (B) int32, the position whose next-token distribution tells whether somebody speaks.
+
+        Raises:
+            ValueError: The tokens do not fit into the context, or are none of the vocabulary.
+        """
+        at = self._last(tokens, last)
+        asked = self._unasked if no_speech_at is None else np.ascontiguousarray(no_speech_at, np.int32)
+        picked, log_probs, silence = self._model.execute(
+            "decoder",
+            np.ascontiguousarray(tokens, np.int32),
+            self._past,
+            at,
+            asked,
+            self._mask,
+            np.ascontiguousarray(rules, np.int32),
+            *self._caches,
+        )
+        self._past = self._past + at + 1
+        return Picks(picked.to_numpy(), log_probs.to_numpy(), None if no_speech_at is None else silence.to_numpy())
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """Appends tokens to every row and returns the logits behind the last one.
+
+        Args:
+            tokens: (B, T) int32.
+
+        Returns:
+            (B, n_vocab) float32.
+        """
+        at = self._last(tokens, None)
+        result = self._model.execute(
+            "logits", np.ascontiguousarray(tokens, np.int32), self._past, at, *self._caches
+        )
+        self._past = self._past + at + 1
+        return result[0].to_numpy()
+
+    def _last(self, tokens: np.ndarray, last: np.ndarray | None) -> np.ndarray:
+        if last is None:
+            return np.full(self._batch, tokens.shape[1] - 1, np.int32)
+        return np.ascontiguousarray(last, np.int32)
+
+
+def load_model(
+    name: str | Path,
+    device: str = "cpu",
+    dtype: str = "float32",
+    *,
+    progress: Callable[[str], None] | None = None,
+) -> Whisper:
+    """Loads a model by its Whisper name, its hub id or its folder; compiles its graphs on first use.
+
+    Args:
+        name: "tiny.en", "base" ..., "organisation/name", or the path of a checkpoint.
+        device: "cpu", or "auto" for the best device there is.
+        dtype: "float32".
+        progress: Is told, in words, what takes long on first use.
+
+    Raises:
+        UnknownModelError: No checkpoint of that name.
+        CheckpointError: The checkpoint is not whole.
+        DeviceError: The device or dtype is not there.
+    """
+    target.check_device(device, dtype)
+    return Whisper(load_checkpoint(name), "cpu" if device == "auto" else device, dtype, progress=progress)
