@@ -48,7 +48,31 @@ def require_size(found: Int, expected: Int, op: StaticString, name: StaticString
     Raises:
         An error that names all four.
     """
-    require(found == expected, op, String(name, " is ", found, ", expected ", expected))
+    if found != expected:
+        raise Error(op, ": ", name, " is ", found, ", expected ", expected)
+
+
+def require_between(
+    found: Int, lowest: Int, highest: Int, op: StaticString, name: StaticString, *index: Int
+) raises:
+    """Raises unless an element lies in a range.
+
+    Args:
+        found: The element.
+        lowest: The lowest value allowed.
+        highest: The highest value allowed.
+        op: The op that asks.
+        name: The tensor, as the op's documentation calls it.
+        index: Where in the tensor.
+
+    Raises:
+        An error that names them.
+    """
+    if not lowest <= found <= highest:
+        var where = String(index[0])
+        for i in range(1, len(index)):
+            where += String(", ", index[i])
+        raise Error(op, ": ", name, "[", where, "] is ", found, ", expected ", lowest, " to ", highest)
 
 
 def require_contiguous(x: InputTensor, op: StaticString, name: StaticString) raises:
@@ -65,10 +89,7 @@ def require_contiguous(x: InputTensor, op: StaticString, name: StaticString) rai
     var expected = 1
     comptime for i in range(x.rank):
         comptime axis = x.rank - 1 - i
-        if x.dim_size[axis]() > 1:
-            require(
-                x.stride_length[axis]() == expected,
-                op,
-                String(name, " has stride ", x.stride_length[axis](), " in dimension ", axis, ", expected ", expected),
-            )
+        var stride = x.stride_length[axis]()
+        if x.dim_size[axis]() > 1 and stride != expected:
+            raise Error(op, ": ", name, " has stride ", stride, " in dimension ", axis, ", expected ", expected)
         expected *= x.dim_size[axis]()

@@ -11,6 +11,7 @@ What each op checks and computes stands in `kernels/ops.mojo`.
 from collections.abc import Sequence
 from pathlib import Path
 
+from max.dtype import DType
 from max.graph import BufferValue, DimLike, TensorType, TensorValue, ops
 
 from max_whisper.packing import PANEL
@@ -117,12 +118,138 @@ def cached_attention(
     return results[0].tensor
 
 
+def layer_norm(x: TensorValue, gamma: TensorValue, beta: TensorValue, *, epsilon: float = 1e-5) -> TensorValue:
+    """Layer normalisation of the last dimension, with float32 statistics.
+
+    Args:
+        x: (..., D).
+        gamma: (D), scale.
+        beta: (D), shift.
+        epsilon: Added to the variance.
+
+    Returns:
+        (..., D), the dtype of x.
+    """
+    return _custom("whisper_layer_norm", [x, gamma, beta], [_like(x, x.shape)], epsilon=epsilon)[0]
+
+
+def add_layer_norm(
+    x: TensorValue, residual: TensorValue, gamma: TensorValue, beta: TensorValue, *, epsilon: float = 1e-5
+) -> tuple[TensorValue, TensorValue]:
+    """Adds a residual and normalises the sum, in one pass over memory.
+
+    Args:
+        x: (..., D).
+        residual: (..., D).
+        gamma: (D), scale.
+        beta: (D), shift.
+        epsilon: Added to the variance.
+
+    Returns:
+        x + residual and its layer norm, both (..., D), the dtype of x.
+    """
+    out = _like(x, x.shape)
+    total, normalised = _custom("whisper_add_layer_norm", [x, residual, gamma, beta], [out, out], epsilon=epsilon)
+    return total, normalised
+
+
+def embed(
+    tokens: TensorValue, past: TensorValue, vocabulary: TensorValue, positions: TensorValue, *, n_vocab: int
+) -> TensorValue:
+    """Token embedding plus position: E[tokens[b, t]] + P[past[b] + t].
+
+    Args:
+        tokens: (B, T), int32.
+        past: (B), int32, how many tokens row b's cache holds already.
+        vocabulary: E (V, D), packed as (ceil(V / 16), D, 16) by `packing.pack_linear`.
+        positions: P (n_ctx, D).
+        n_vocab: V.
+
+    Returns:
+        (B, T, D), the dtype of the vocabulary.
+    """
+    out = _like(vocabulary, [*tokens.shape, positions.shape[1]])
+    return _custom("whisper_embed", [tokens, past, vocabulary, positions], [out], n_vocab=n_vocab)[0]
+
+
+def greedy(
+    hidden: TensorValue,
+    at: TensorValue,
+    vocabulary: TensorValue,
+    suppress_mask: TensorValue,
+    rules: TensorValue,
+    *,
+    timestamp_begin: int,
+) -> tuple[TensorValue, TensorValue]:
+    """Picks each row's most probable token among those that its rules allow; the logits stay in the kernel.
+
+    Args:
+        hidden: (B, T, D), the decoder's last states.
+        at: (B), int32, which of the T states of a row is used.
+        vocabulary: (V, D), packed as (ceil(V / 16), D, 16) by `packing.pack_linear`.
+        suppress_mask: (V), uint8, for each token the bits that suppress it.
+        rules: (B, 4), int32: suppress_bits (128: the timestamps win if all of them together are more probable than any
+            text token), text_begin, timestamps_from, timestamps_to; see `kernels/ops.mojo`.
+        timestamp_begin: The first timestamp token.
+
+    Returns:
+        tokens (B), int32, and the logs of their probabilities among the allowed tokens (B), float32. Of equally
+        probable tokens the first is picked.
+    """
+    tokens, log_probs = _custom(
+        "whisper_greedy",
+        [hidden, at, vocabulary, suppress_mask, rules],
+        [_of(DType.int32, hidden, [hidden.shape[0]]), _of(DType.float32, hidden, [hidden.shape[0]])],
+        timestamp_begin=timestamp_begin,
+    )
+    return tokens, log_probs
+
+
+def token_probability(
+    hidden: TensorValue, at: TensorValue, vocabulary: TensorValue, *, n_vocab: int, token: int
+) -> TensorValue:
+    """Computes the probability of one token among all, without rules; of <|nospeech|>: that nobody speaks.
+
+    Args:
+        hidden: (B, T, D), the decoder's last states.
+        at: (B), int32, which of the T states of a row is used; -1 for none.
+        vocabulary: (V, D), packed as (ceil(V / 16), D, 16) by `packing.pack_linear`.
+        n_vocab: V.
+        token: The token.
+
+    Returns:
+        (B), float32; NaN for rows without a state. If no row has one, the vocabulary is not read.
+    """
+    out = _of(DType.float32, hidden, [hidden.shape[0]])
+    return _custom("whisper_token_probability", [hidden, at, vocabulary], [out], n_vocab=n_vocab, token=token)[0]
+
+
+def logits(hidden: TensorValue, at: TensorValue, vocabulary: TensorValue, *, n_vocab: int) -> TensorValue:
+    """Computes the logits of all tokens: to detect a language, and for tests.
+
+    Args:
+        hidden: (B, T, D), the decoder's last states.
+        at: (B), int32, which of the T states of a row is used.
+        vocabulary: (V, D), packed as (ceil(V / 16), D, 16) by `packing.pack_linear`.
+        n_vocab: V.
+
+    Returns:
+        (B, V), float32.
+    """
+    out = _of(DType.float32, hidden, [hidden.shape[0], n_vocab])
+    return _custom("whisper_logits", [hidden, at, vocabulary], [out])[0]
+
+
 def _like(x: TensorValue, shape: Sequence[DimLike]) -> TensorType:
-    return TensorType(x.dtype, shape, device=x.device)
+    return _of(x.dtype, x, shape)
+
+
+def _of(dtype: DType, x: TensorValue, shape: Sequence[DimLike]) -> TensorType:
+    return TensorType(dtype, shape, device=x.device)
 
 
 def _custom(
-    name: str, values: list[TensorValue], out_types: list[TensorType], **parameters: bool | int | str
+    name: str, values: list[TensorValue], out_types: list[TensorType], **parameters: bool | int | float | str
 ) -> list[TensorValue]:
     results = ops.custom(name, device=values[0].device, values=values, out_types=out_types, parameters=parameters)
     return [result.tensor for result in results]
