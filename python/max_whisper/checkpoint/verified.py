@@ -5,15 +5,11 @@ over the file's path, size, time of modification and expected content, so whatev
 """
 
 import hashlib
-import os
 from contextlib import suppress
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
+from max_whisper.cache import cache_dir
 from max_whisper.errors import CheckpointError
-
-CACHE_VARIABLE = "MAX_WHISPER_CACHE"
 
 
 def verify(path: Path, sha256: str) -> None:
@@ -44,5 +40,4 @@ def verify(path: Path, sha256: str) -> None:
 def _stamp(path: Path, sha256: str) -> Path:
     state = path.stat()
     identity = f"{path.resolve()}\n{state.st_size}\n{state.st_mtime_ns}\n{sha256}"
-    directory = os.environ.get(CACHE_VARIABLE) or user_cache_path("max-whisper")
-    return Path(directory) / "verified" / hashlib.sha256(identity.encode()).hexdigest()
+    return cache_dir() / "verified" / hashlib.sha256(identity.encode()).hexdigest()
