@@ -33,9 +33,8 @@ LAYERS = {"tiny.en": (384, 6, 4), "base": (512, 8, 6)}  # width, heads, layers
 
 SHORT, LONG = "moonshine-voice/beckett.wav", "moonshine-voice/two_cities.wav"
 FOREIGN = "pytest-audioeval/es/pangrama.wav"
-LONG_PROMPT = " ".join(
-    ["It was the best of times, it was the worst of times,"] * 40
-)  # more tokens than half the context holds
+# More tokens than half the context holds.
+LONG_PROMPT = " ".join(["It was the best of times, it was the worst of times,"] * 40)
 VARIANTS: list[tuple[str, dict]] = [
     (SHORT, {"without_timestamps": True}),
     (SHORT, {"initial_prompt": "Samuel Beckett, a play: HAMM, CLOV."}),
@@ -45,7 +44,7 @@ VARIANTS: list[tuple[str, dict]] = [
     (SHORT, {"max_initial_timestamp": None}),
     (SHORT, {"max_initial_timestamp": 0.2}),
     (SHORT, {"sample_len": 10}),
-    (SHORT, {"prefix": "Ever tried,", "sample_len": 100}),
+    (SHORT, {"prefix": "Ever tried,", "sample_len": 100, "without_timestamps": True}),
     (SHORT, {"clip_timestamps": "1.5,4,5"}),
     (SHORT, {"clip_timestamps": [2.0, 6.0], "language": "en"}),
     (LONG, {"without_timestamps": True}),
