@@ -1,0 +1,6 @@
+"""`python -m max_whisper` is the command line."""
+
+from max_whisper.cli import main
+
+if __name__ == "__main__":
+    main()

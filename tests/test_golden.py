@@ -1,0 +1,97 @@
+"""The same words as openai-whisper: every golden transcript (`golden/`), token for token and time for time."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.golden import clips
+
+GOLDEN = Path(__file__).parent / "golden"
+
+# Tokens, text and times are compared exactly. Log probabilities are means of float32 sums, which depend on the order of
+# summation: openai-whisper's own move by 1e-6 from one thread to two. 1e-3 leaves room for approximate exponentials,
+# and is far below what a wrong weight, position or rule does to them.
+TOLERANCE = 1e-3
+
+
+def cases() -> list[Any]:
+    found = []
+    for file in sorted(GOLDEN.glob("*.json")):
+        data = json.loads(file.read_text(encoding="utf-8"))
+        for i, case in enumerate(data.get("cases", [])):
+            options = ",".join(f"{key}={str(value)[:20]}" for key, value in case["options"].items())
+            found.append(pytest.param(data["model"], case, id=f"{data['model']}-{i}-{case['clip']}-{options}"))
+    return found
+
+
+@cache
+def samples(clip: str) -> np.ndarray:
+    from max_whisper.audio import load_audio
+
+    if clip in clips.synthetic():
+        return clips.synthetic()[clip]
+    path = clips.paths().get(clip)
+    if path is None:
+        pytest.skip(f"{clip} is not on this machine")
+    return load_audio(path)
+
+
+@cache
+def max_whisper_model(name: str) -> Any:
+    from max_whisper.model import load_model
+
+    return load_model(name)
+
+
+def compare(result: dict, case: dict) -> None:
+    """Asserts that a transcription is the golden one."""
+    assert result["language"] == case["language"]
+    assert [segment["tokens"] for segment in result["segments"]] == [segment["tokens"] for segment in case["segments"]]
+    assert result["text"] == case["text"]
+    for ours, theirs in zip(result["segments"], case["segments"], strict=True):
+        for key in ("seek", "start", "end", "text"):
+            assert ours[key] == theirs[key]
+        for key in ("avg_logprob", "no_speech_prob", "compression_ratio"):
+            assert ours[key] == pytest.approx(theirs[key], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize(("name", "case"), cases())
+def test_the_same_as_openai_whisper(name: str, case: dict) -> None:
+    audio = samples(case["clip"])
+    assert clips.sha256(audio) == case["sha256"], "the clip was decoded to other samples than those transcribed"
+    compare(max_whisper_model(name).transcribe(audio, **case["options"]), case)
+
+
+# --- live ------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def openai_model(name: str) -> Any:
+    pytest.importorskip("whisper")
+    from tests.openai_model import OpenAIModel
+
+    return OpenAIModel(name)
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(("name", "case"), cases())
+def test_our_algorithm_over_their_network(name: str, case: dict) -> None:
+    from max_whisper.transcribe import transcribe
+
+    model = openai_model(name)
+    audio = samples(case["clip"])
+    if len(audio) > 15 * 16000:
+        pytest.skip("short clips show it too")
+    compare(dict(transcribe(model, audio, **case["options"])), case)
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("name", ["tiny.en", "base"])
+def test_the_same_as_openai_whisper_now(name: str) -> None:
+    network = openai_model(name).network
+    audio = samples("moonshine-voice/two_cities.wav")[123_456:]  # a stretch that no golden transcript has
+    compare(max_whisper_model(name).transcribe(audio), network.transcribe(audio, temperature=0.0, fp16=False))
