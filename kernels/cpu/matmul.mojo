@@ -94,11 +94,11 @@ def _finish[
     """Hands the sums of a tile to the epilogue: columns `begin ..< end` of `rows` rows from `row` on."""
     var whole = begin + (end - begin) // WIDTH * WIDTH
     for i in range(rows):
-        var line = sums.unsafe_offset(i * MOST_PANELS * PANEL - begin)
+        var line = sums.unsafe_offset(i * MOST_PANELS * PANEL)
         for column in range(begin, whole, WIDTH):
-            epilogue.store(row + i, column, line.unsafe_load[width=WIDTH](column))
+            epilogue.store(row + i, column, line.unsafe_load[width=WIDTH](column - begin))
         for column in range(whole, end):
-            epilogue.store[1](row + i, column, line[unsafe_offset=column])
+            epilogue.store[1](row + i, column, line[unsafe_offset=column - begin])
 
 
 def multiply[
