@@ -87,7 +87,7 @@ def multiply_block[
                 _finish(rows, row, panel * PANEL, min((panel + panels) * PANEL, columns), sums, epilogue)
 
 
-@always_inline
+@no_inline  # inlined, a plain copy of the sums is dropped by the optimiser (Mojo 1.2.0)
 def _finish[
     E: Epilogue, //
 ](rows: Int, row: Int, begin: Int, end: Int, sums: Data[DType.float32], epilogue: E):
