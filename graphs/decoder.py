@@ -48,8 +48,7 @@ def decoder_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) 
     input_types = [*_token_types(weights), *types, *cache_types(dims, weights)]
     with module.graph("decoder", input_types) as graph:
         tokens, past, last, no_speech_at, mask, rules, *caches = graph.inputs
-        hidden = _hidden(dims, weights, tokens.tensor, past.tensor, caches)
-        vocabulary = weights["decoder.token_embedding.weight"]
+        hidden, vocabulary = _hidden(dims, weights, tokens.tensor, past.tensor, caches)
         silence = ops.token_probability(
             hidden, no_speech_at.tensor, vocabulary, n_vocab=dims.n_vocab, token=dims.no_speech
         )
@@ -71,8 +70,7 @@ def logits_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) -
     ]
     with module.graph("logits", input_types) as graph:
         tokens, past, last, *caches = graph.inputs
-        hidden = _hidden(dims, weights, tokens.tensor, past.tensor, caches)
-        vocabulary = weights["decoder.token_embedding.weight"]
+        hidden, vocabulary = _hidden(dims, weights, tokens.tensor, past.tensor, caches)
         graph.output(ops.logits(hidden, last.tensor, vocabulary, n_vocab=dims.n_vocab))
 
 
@@ -99,14 +97,13 @@ def _token_types(weights: Weights) -> list[TensorType]:
 
 def _hidden(
     dims: ModelDimensions, weights: Weights, tokens: TensorValue, past: TensorValue, caches: Sequence[Value]
-) -> TensorValue:
-    """All blocks and the last layer norm: (B, T, d)."""
+) -> tuple[TensorValue, TensorValue]:
+    """The last layer norm's states (B, T, d), and the vocabulary matrix, which serves as embedding and for logits."""
     w = weights.at("decoder")
-    x = ops.embed(
-        tokens, past, w["token_embedding.weight"], w["positional_embedding"], n_vocab=dims.n_vocab
-    )
+    vocabulary = w["token_embedding.weight"]
+    x = ops.embed(tokens, past, vocabulary, w["positional_embedding"], n_vocab=dims.n_vocab)
     for layer in range(dims.n_text_layer):
         keys, values, cross_keys, cross_values = caches[4 * layer : 4 * layer + 4]
         cache, cross = (keys.buffer, values.buffer), (cross_keys.tensor, cross_values.tensor)
         x = decoder_block(x, past, cache, cross, w.at(f"blocks.{layer}"))
-    return layer_norm(x, w.at("ln"))
+    return layer_norm(x, w.at("ln")), vocabulary

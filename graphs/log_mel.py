@@ -6,7 +6,7 @@ from max.graph import DeviceRef, Graph, TensorType
 from max_whisper import ops
 
 
-def log_mel_graph(n_mels: int, device: DeviceRef) -> Graph:
+def log_mel_graph(module, dims, weights) -> None:
     """Builds the log-mel spectrogram.
 
     Args:

@@ -74,8 +74,9 @@ class Whisper:
         self.vocabulary: Vocabulary = checkpoint.vocabulary
         self.device, self.dtype = device, dtype
         mef = compiled.build(self.dims, device, dtype, progress=progress)
-        weights = packed.load(checkpoint, np.dtype(dtype), cache_dir() / "packed", progress=progress)
-        self._models = session().load_all(mef, weights_registry=weights)
+        self._weights = packed.load(checkpoint, np.dtype(dtype), cache_dir() / "packed", progress=progress)
+        # The models read the weights where they lie; whoever holds the models must hold them too.
+        self._models = session().load_all(mef, weights_registry=self._weights)
 
     @property
     def is_multilingual(self) -> bool:
