@@ -5,9 +5,11 @@ the product of all leading dimensions. Weights come packed (see `cpu/tile.mojo`)
 """
 
 import extensibility
-from extensibility import InputTensor, OutputTensor, _MutableInputTensor
+from extensibility import InputTensor, OutputTensor, Tensor, _MutableInputTensor
+from layout.coord import coord_to_index_list
 from max.gpu.host import DeviceContext
 from std.math import ceildiv
+from std.utils import IndexList
 
 from .attention.cpu import HEAD, Attention
 from .attention.heads import store_heads
@@ -19,6 +21,81 @@ from .embedding.cpu import embed
 from .greedy.cpu import greedy, logits, token_probability
 from .layer_norm.cpu import add_layer_norm, layer_norm
 from .linear.cpu import BiasEpilogue
+from .log_mel.cpu import Filters, HOP, REACH, log_mel
+from .log_mel.dft import BINS
+
+
+@extensibility.register("whisper_log_mel")
+struct LogMel:
+    """Computes the log-mel spectrogram of samples and `padding` zeros behind them.
+
+    samples (B, n_samples), padding (), runs (n_mels, 2) and weights (total of the runs) -> (B, n_mels, frames) with
+    frames = (n_samples + padding) / 160, rounded down.
+    """
+
+    @staticmethod
+    def execute[
+        dtype: DType, //, target: StaticString
+    ](
+        output: OutputTensor[dtype=dtype, rank=3, ...],
+        samples: InputTensor[dtype=dtype, rank=2, ...],
+        padding: Int64,
+        runs: InputTensor[dtype=DType.int32, rank=2, ...],
+        weights: InputTensor[dtype=DType.float32, rank=1, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime assert target == "cpu", "log_mel has a CPU body only, so far"
+        var batch = samples.dim_size(0)
+        var count = samples.dim_size(1)
+        var mels = runs.dim_size(0)
+        var frames = log_mel_frames(count, padding)
+        require_size(output.dim_size(0), batch, "log_mel", "B of the output")
+        require_size(output.dim_size(1), mels, "log_mel", "n_mels of the output")
+        require_size(output.dim_size(2), frames, "log_mel", "the number of frames of the output")
+        require_size(runs.dim_size(1), 2, "log_mel", "the length of a run's description")
+        require_contiguous(samples, "log_mel", "samples")
+        require_contiguous(runs, "log_mel", "runs")
+        require_contiguous(weights, "log_mel", "weights")
+        var total = 0
+        for m in range(mels):
+            var first = Int(runs[m, 0])
+            var bins = Int(runs[m, 1])
+            require(
+                first >= 0 and bins >= 0 and first + bins <= BINS,
+                "log_mel",
+                String("run ", m, " is ", first, " + ", bins, " bins, expected to lie in 0 ..< ", BINS),
+            )
+            total += bins
+        require_size(weights.dim_size(0), total, "log_mel", "the number of weights")
+        var filters = Filters(data(runs), data(weights), mels)
+        for b in range(batch):
+            log_mel(
+                data(samples).unsafe_offset(b * count),
+                count,
+                Int(padding),
+                filters,
+                data(output).unsafe_offset(b * mels * frames),
+            )
+
+
+@extensibility.register_shape_function("whisper_log_mel")
+def log_mel_shape(
+    samples: Some[Tensor], padding: Int64, runs: Some[Tensor], weights: Some[Tensor]
+) raises -> IndexList[3]:
+    var sizes = coord_to_index_list(samples.shape().tuple())
+    return IndexList[3](sizes[0], coord_to_index_list(runs.shape().tuple())[0], log_mel_frames(sizes[1], padding))
+
+
+def log_mel_frames(count: Int, padding: Int64) raises -> Int:
+    """Number of frames, if the samples suffice for the mirrors at both ends."""
+    require(padding >= 0, "log_mel", String("padding is ", padding, ", expected at least 0"))
+    var length = count + Int(padding)
+    require(
+        length > REACH,
+        "log_mel",
+        String("n_samples + padding is ", length, ", expected at least ", REACH + 1, ": pad with zeros"),
+    )
+    return length // HOP
 
 
 @extensibility.register("whisper_linear")
