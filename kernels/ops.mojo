@@ -5,7 +5,7 @@ the product of all leading dimensions. Weights come packed (see `cpu/tile.mojo`)
 """
 
 import extensibility
-from extensibility import InputTensor, OutputTensor, Tensor, _MutableInputTensor
+from extensibility import InputTensor, OutputTensor, Tensor, TileTensorable, _MutableInputTensor
 from layout.coord import coord_to_index_list
 from max.gpu.host import DeviceContext
 from std.math import ceildiv
@@ -29,8 +29,8 @@ from .log_mel.dft import BINS
 struct LogMel:
     """Computes the log-mel spectrogram of samples and `padding` zeros behind them.
 
-    samples (B, n_samples), padding (), runs (n_mels, 2) and weights (total of the runs) -> (B, n_mels, frames) with
-    frames = (n_samples + padding) / 160, rounded down.
+    samples (B, n_samples), padding (1), runs (n_mels, 2) and weights (sum of the runs' lengths) -> (B, n_mels, frames)
+    with frames = (n_samples + padding) / 160, rounded down. B and n_mels may be anything, n_samples 0 if there is padding.
     """
 
     @staticmethod
@@ -39,7 +39,7 @@ struct LogMel:
     ](
         output: OutputTensor[dtype=dtype, rank=3, ...],
         samples: InputTensor[dtype=dtype, rank=2, ...],
-        padding: Int64,
+        padding: InputTensor[dtype=DType.int32, rank=1, ...],
         runs: InputTensor[dtype=DType.int32, rank=2, ...],
         weights: InputTensor[dtype=DType.float32, rank=1, ...],
         ctx: DeviceContext,
@@ -48,7 +48,8 @@ struct LogMel:
         var batch = samples.dim_size(0)
         var count = samples.dim_size(1)
         var mels = runs.dim_size(0)
-        var frames = log_mel_frames(count, padding)
+        var zeros = Int(padding[0])
+        var frames = _log_mel_frames(count, zeros)
         require_size(output.dim_size(0), batch, "log_mel", "B of the output")
         require_size(output.dim_size(1), mels, "log_mel", "n_mels of the output")
         require_size(output.dim_size(2), frames, "log_mel", "the number of frames of the output")
@@ -58,13 +59,9 @@ struct LogMel:
         require_contiguous(weights, "log_mel", "weights")
         var total = 0
         for m in range(mels):
-            var first = Int(runs[m, 0])
             var bins = Int(runs[m, 1])
-            require(
-                first >= 0 and bins >= 0 and first + bins <= BINS,
-                "log_mel",
-                String("run ", m, " is ", first, " + ", bins, " bins, expected to lie in 0 ..< ", BINS),
-            )
+            require_between(bins, 0, BINS, "log_mel", "runs", m, 1)
+            require_between(Int(runs[m, 0]), 0, BINS - bins, "log_mel", "runs", m, 0)
             total += bins
         require_size(weights.dim_size(0), total, "log_mel", "the number of weights")
         var filters = Filters(data(runs), data(weights), mels)
@@ -72,7 +69,7 @@ struct LogMel:
             log_mel(
                 data(samples).unsafe_offset(b * count),
                 count,
-                Int(padding),
+                zeros,
                 filters,
                 data(output).unsafe_offset(b * mels * frames),
             )
@@ -80,22 +77,24 @@ struct LogMel:
 
 @extensibility.register_shape_function("whisper_log_mel")
 def log_mel_shape(
-    samples: Some[Tensor], padding: Int64, runs: Some[Tensor], weights: Some[Tensor]
+    samples: Some[Tensor], padding: Some[TileTensorable], runs: Some[Tensor], weights: Some[Tensor]
 ) raises -> IndexList[3]:
+    """B, n_mels, (n_samples + padding) // 160."""
     var sizes = coord_to_index_list(samples.shape().tuple())
-    return IndexList[3](sizes[0], coord_to_index_list(runs.shape().tuple())[0], log_mel_frames(sizes[1], padding))
+    require_size(coord_to_index_list(padding.shape().tuple())[0], 1, "log_mel", "the size of padding")
+    var zeros = Int(padding.to_tile_tensor()[0])
+    return IndexList[3](sizes[0], coord_to_index_list(runs.shape().tuple())[0], _log_mel_frames(sizes[1], zeros))
 
 
-def log_mel_frames(count: Int, padding: Int64) raises -> Int:
-    """Number of frames, if the samples suffice for the mirrors at both ends."""
+def _log_mel_frames(count: Int, padding: Int) raises -> Int:
+    """Number of frames, if there are samples enough to mirror at both ends."""
     require(padding >= 0, "log_mel", String("padding is ", padding, ", expected at least 0"))
-    var length = count + Int(padding)
     require(
-        length > REACH,
+        count + padding > REACH,
         "log_mel",
-        String("n_samples + padding is ", length, ", expected at least ", REACH + 1, ": pad with zeros"),
+        String("n_samples + padding is ", count + padding, ", expected at least ", REACH + 1, ": pad with zeros"),
     )
-    return length // HOP
+    return (count + padding) // HOP
 
 
 @extensibility.register("whisper_linear")

@@ -1,32 +1,35 @@
-"""Log-mel spectrogram: samples of speech at 16 kHz -> what Whisper's encoder hears, 100 columns per second.
+"""Log-mel spectrogram: speech at 16 kHz -> 100 columns per second of what Whisper's encoder hears.
 
-    s:        n_samples samples, then `padding` zeros, mirrored at both ends (s[-i] = s[i])
-    frame f:  v[n] = hann[n] * s[160 f - 200 + n],  n = 0 .. 399,  hann[n] = 1/2 - 1/2 cos(2 pi n / 400)
+    s:        n_samples samples, then `padding` zeros, mirrored at both ends: s[-i] = s[i]
+    frame f:  v[n] = hann[n] * s[160 f - 200 + n],  n = 0 .. 399,  hann[n] = (1 - cos(2 pi n / 400)) / 2
     mel m:    e[m, f] = sum over k of filter[m, k] * |DFT(v)[k]|^2,  k = 0 .. 200
-    result:   y[m, f] = (max(log10(max(e[m, f], 1e-10)), h - 8) + 4) / 4,  h the largest log10 of all m and f
+    result:   y[m, f] = (max(log10(max(e[m, f], 1e-10)), top - 8) + 4) / 4,  top the highest log10 of all m and f
 
-Shapes: samples (B, n_samples), y (B, n_mels, frames), frames = (n_samples + padding) / 160 rounded down. The filters
-are triangles, so each is a short run of bins: runs (n_mels, 2) holds first bin and number of bins, weights holds the
-runs one after another (391 numbers for 80 mels of 201 bins).
+Shapes: samples (B, n_samples); y (B, n_mels, frames), frames = (n_samples + padding) / 160 rounded down. The filters
+are triangles, each a short run of bins: runs (n_mels, 2) holds first bin and number of bins, weights the runs one after
+another (391 numbers for 80 mels).
 
-One vector lane per frame. Of WIDTH neighbouring frames everything between samples and mels stays in the first-level
-cache; neither the frames nor the spectrogram exist in memory:
+One vector lane per frame. Between samples and result, WIDTH neighbouring frames live in the first-level cache; neither
+frames nor spectrum ever exist in memory:
 
-       samples                       x: 400 vectors         power: 201 vectors     y: one vector per mel
-     lane 0 |-- 400 --|             +----------------+     +----------+            m |  f .. f + WIDTH - 1
-     lane 1   |-- 400 --|   window, | slot n: sample |  DFT| bin k of |  mel, log    |  +------+
-       ..        ..       transpose | n of WIDTH     | --> | WIDTH    | ---------->  |  |      |  parallel over
-                            ----->  | frames         |     | frames   |              |  +------+  blocks of frames
-                                    +----------------+     +----------+
-                                    12.8 KB (AVX2), 25.6 KB (AVX-512); the powers half of that
+      samples                       x: 400 vectors          power: 201 vectors        y
+    lane 0 |-- 400 --|             +----------------+       +-----------+           m |   f ..
+    lane 1   |-- 400 --|  window,  | sample n of    |  DFT  | bin k of  |  mel, log   |  +----+
+      ..       ..       transpose  | WIDTH frames,  | ----> | WIDTH     | ----------> |  |    | <- one vector
+    160 apart           ---------> | in slot n      |       | frames    |             |  +----+    per mel
+                                   +----------------+       +-----------+
+                                   12.8 KB with AVX2, 25.6 KB with AVX-512; the powers half of that
 
-h is known only when every frame is done, so y is clamped in a second, short pass (while in cache). The frames that hear
-only padding are silence: they are filled in there and never transformed.
+Threads share the blocks of WIDTH frames. `top` is known when all are done, so the result is clamped in a second, short
+pass, while it is in cache. Frames that hear nothing but padding are not computed: that pass fills them in.
 
-Cost per frame, in vector operations per lane: 400 for the window, 5100 for the DFT and the powers (`dft.mojo`), 391 for the
-filters, 80 * 18 for logarithm and maximum: 7300. For 30 s (3000 frames): 22 million operations, 0.17 ms on two AVX2
-cores and 0.12 ms on two AVX-512 cores at two operations per cycle and 3 GHz; 1.9 MB read, 0.96 MB written, clamped in
-place: 0.1 ms at 24 GB/s. docs/kernels/log_mel.md tells how the measured times came there.
+Cost per frame: 400 multiplications for the window, 5100 operations for the DFT and the powers (`dft.mojo`), 391 for the
+filters, 18 per mel for the logarithm and the maximum: 7300, where a fused multiply-add is one. 30 s are 3000 frames and
+22 million operations: at two vectors per cycle, 3 GHz and two cores 0.23 ms with AVX2, 0.12 ms with AVX-512. Bytes:
+1.9 MB read, 0.96 MB written and clamped in place: 0.12 ms at 24 GB/s. docs/kernels/log_mel.md has the measured times.
+
+Davis and Mermelstein, "Comparison of Parametric Representations for Monosyllabic Word Recognition", IEEE Trans. ASSP
+28, 1980. Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision", arXiv:2212.04356, section 2.2.
 """
 
 from std.algorithm import vectorize
@@ -34,9 +37,10 @@ from std.builtin.globals import global_constant
 from std.collections import Array
 from std.math import ceildiv, cos, iota, log10, pi
 from std.memory import bitcast, stack_allocation
+from std.sys import size_of
 from std.utils import IndexList
 
-from ..cpu.threads import share
+from ..cpu.threads import grain, share
 from ..cpu.tile import WIDTH
 from ..data import Data
 from .dft import BINS, POINTS, SLOTS, Real, Vector, power_spectrum
@@ -49,6 +53,9 @@ comptime REACH = POINTS // 2
 
 comptime SPAN = (WIDTH - 1) * HOP + POINTS
 """Samples under WIDTH neighbouring frames."""
+
+comptime GRAIN_BLOCKS = 8
+"""Blocks of WIDTH frames worth a thread: about 15 us."""
 
 comptime FLOOR = Float32(1e-10)
 """The least energy of a mel."""
@@ -68,6 +75,7 @@ def _hann() -> Array[Float32, POINTS]:
 
 
 comptime _WINDOW = _hann()
+"""The Hann window with period 400."""
 
 comptime _LOG: Array[Float32, 7] = [
     0.10857397317886353,
@@ -99,7 +107,7 @@ def _scaled_log[width: SIMDLength, //](x: Vector[width]) -> Vector[width]:
 
 
 def _exchange_lanes[distance: Int](first: Bool) -> IndexList[WIDTH]:
-    """Lanes of a pair of rows (the second row's from WIDTH on) after the exchange, in its first or second row."""
+    """Where the lanes of the first or second row of a pair come from: lanes of the second row count from WIDTH on."""
     var lanes = IndexList[WIDTH]()
     for i in range(WIDTH):
         if first:
@@ -111,7 +119,7 @@ def _exchange_lanes[distance: Int](first: Bool) -> IndexList[WIDTH]:
 
 @always_inline
 def _transpose[distance: Int = 1](mut rows: Array[Vector[WIDTH], WIDTH]):
-    """Transposes WIDTH rows of WIDTH lanes: at distance 1, 2, 4 .. the off-diagonal halves of each square change places."""
+    """Transposes WIDTH rows of WIDTH lanes: rows 1, 2, 4 .. apart exchange lanes that are as far apart."""
     comptime if distance < WIDTH:
         comptime for i in range(WIDTH):
             comptime if i & distance == 0:
@@ -124,7 +132,7 @@ def _transpose[distance: Int = 1](mut rows: Array[Vector[WIDTH], WIDTH]):
 
 @always_inline
 def _load_frames[dtype: DType, //](samples: Data[dtype], x: Real):
-    """Windows WIDTH frames and transposes them: sample n of all frames goes to its slot of x.
+    """Windows WIDTH frames and transposes them: sample n of all frames becomes the vector in its slot of x.
 
     Args:
         samples: The first frame's first sample; SPAN samples are read.
@@ -143,7 +151,7 @@ def _load_frames[dtype: DType, //](samples: Data[dtype], x: Real):
 
 
 def _copy_border[dtype: DType, //](samples: Data[dtype], count: Int, length: Int, first: Int, copy: Data[dtype]):
-    """Copies SPAN samples from position `first` on, with the zeros behind `count` and the mirrors at 0 and `length`."""
+    """Copies SPAN samples from position `first` on: zeros behind `count` samples, mirrors at the ends of `length`."""
     for i in range(SPAN):
         var at = abs(first + i)
         if at >= length:
@@ -166,15 +174,20 @@ struct Filters(TrivialRegisterPassable):
 
 
 @always_inline
-def _filter_log[dtype: DType, //](power: Real, filters: Filters, output: Data[dtype], stride: Int, frames: Int) -> Float32:
-    """Stores the scaled logarithm of every filter's energy, and returns the highest of them.
+def _filter_log[
+    dtype: DType, //
+](power: Real, filters: Filters, output: Data[dtype], stride: Int, frames: Int) -> Float32:
+    """Stores the scaled logarithm of every filter's energy in WIDTH frames.
 
     Args:
         power: 201 vectors.
         filters: The filters.
         output: Element of the first filter and first frame.
         stride: Elements from one filter to the next.
-        frames: How many of the WIDTH frames exist.
+        frames: How many of the WIDTH frames exist; the lanes behind them are not stored.
+
+    Returns:
+        The highest value stored.
     """
     var highest = Vector[WIDTH](SILENCE)
     var weight = filters.weights
@@ -196,9 +209,7 @@ def _filter_log[dtype: DType, //](power: Real, filters: Filters, output: Data[dt
     return iota[DType.int32, WIDTH]().lt(Int32(frames)).select(highest, SILENCE).reduce_max()
 
 
-def log_mel[
-    dtype: DType, //
-](samples: Data[dtype], count: Int, padding: Int, filters: Filters, output: Data[dtype]):
+def log_mel[dtype: DType, //](samples: Data[dtype], count: Int, padding: Int, filters: Filters, output: Data[dtype]):
     """Computes the spectrogram of one recording on all threads.
 
     Args:
@@ -233,7 +244,7 @@ def log_mel[
                 power, filters, output.unsafe_offset(frame), frames, min(WIDTH, frames - frame)
             )
 
-    share(some_blocks, blocks)
+    share(some_blocks, blocks, GRAIN_BLOCKS)
 
     var top = SILENCE
     for value in highest:
@@ -257,4 +268,4 @@ def log_mel[
             vectorize[WIDTH](heard, clamp)
             vectorize[WIDTH](frames - heard, fill)
 
-    share(some_rows, filters.count)
+    share(some_rows, filters.count, grain(2 * frames * size_of[dtype]()))

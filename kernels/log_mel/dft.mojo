@@ -1,35 +1,34 @@
-"""The power spectrum of 400 real numbers: P[k] = |X[k]|^2, k = 0 .. 200, X[k] = sum over n of x[n] W^(n k), W = exp(-2 pi i / 400).
+"""The power spectrum of 400 real numbers: |X[k]|^2 for k = 0 .. 200, X[k] = sum over n of x[n] W400^(n k).
 
-400 = 16 * 25, and 16 and 25 have no common factor. Good and Thomas number the input and the output so that the
-exponent n k splits and nothing remains to be multiplied between the two steps:
+W400 = exp(-2 pi i / 400). 400 = 16 * 25, and 16 and 25 have no common factor. Numbered as Good and Thomas do, the sum
+becomes a two-dimensional DFT, without twiddle factors between the dimensions:
 
-    n = (25 n1 + 16 n2) mod 400,   k = the number with k mod 16 = k1 and k mod 25 = k2
-    X[k] = sum over n2 of W25^(n2 k2) * ( sum over n1 of W16^(n1 k1) * x[n] )
+    n = (25 n1 + 16 n2) mod 400,    k mod 16 = k1,  k mod 25 = k2
+    X[k] = sum over n2 of W25^(n2 k2) * (sum over n1 of W16^(n1 k1) * x[n])
 
-            n2 = 0 .. 24
-           +------------+     25 real DFTs of 16      +------------+ X0, X8: real columns -> 2 real DFTs of 25
-    n1 = 0 | slot       |     down the columns        | k1 = 0     |                         13 bins each
-      ..   | 25 n1 + n2 |     ------------------->    | 8, 4, 2 .. |
-      15   |            |     in place                | re, im     | 7 complex rows       -> 7 complex DFTs of 25
-           +------------+                             +------------+                         25 bins each
+           n2 = 0 .. 24                               n2 = 0 .. 24
+         +--------------+                           +--------------+
+    n1 = | slot         |   25 real DFTs of 16      | k1 = 0  real |  2 real DFTs of 25     -> 2 * 13 bins
+    0 .. | 25 n1 + n2   |   ------------------->    | k1 = 8  real |
+    15   |              |   down the columns,       | k1 = 4    re |  7 complex DFTs of 25  -> 7 * 25 bins
+         |              |   in place                |           im |  along the rows
+         +--------------+                           | 2, 10, 1, .. |                          together 201
+                                                    +--------------+
 
-Real input halves the work by itself: of k1 and 16 - k1, which are conjugate, one is computed, and 7 * 25 + 2 * 13 = 201
-bins come out, each once. k above 200 stands for 400 - k, which has the same power.
+That the input is real shows twice. k1 and 16 - k1 are conjugate, so one of them is computed; and a real row yields 13
+bins and their conjugates. Then every bin comes out once, k above 200 standing for 400 - k, which has the same power.
 
-- DFT of 16: conjugate-pair split radix, recursively: even outputs are a real DFT of half the size; of the odd ones the
-  half X[1], X[5], X[9] .. is one complex DFT of a quarter of the size, and the rest are their conjugates. 66 operations.
-- DFT of 25: 5 x 5 (Cooley and Tukey), 16 twiddle factors between. 32 operations per butterfly of 5: 384 operations,
-  180 if real.
+- DFT of 16: split radix for real input. Even outputs are a real DFT of half the size; X[1], X[5], X[9] .. are a complex
+  DFT of a quarter of the size, the other odd outputs their conjugates. 66 operations.
+- DFT of 25: 5 * 5 with 16 twiddle factors, 32 operations per butterfly: 384 operations, 180 if the input is real.
 
-Cost: 25 * 66 + 7 * 384 + 2 * 180 + 402 for the powers = 5100 additions, multiplications or fused multiply-adds; a plain
-DFT as a matrix product has 160800 multiply-adds. Memory: 400 numbers, transformed in place, and 201 powers.
+Cost: 25 * 66 + 7 * 384 + 2 * 180 + 402 for the powers = 5100 operations, where a fused multiply-add is one (a matrix
+product needs 160800), on 400 numbers in place and 201 powers. Every number is a vector, with one frame per lane: that
+makes any permutation free.
 
-Every number here is a vector of `width` numbers, one per frame, so that there is no difference between the butterflies of
-a scalar and of a vector machine, and any permutation is free.
-
-Good, "The Interaction Algorithm and Practical Fourier Analysis", J. R. Stat. Soc. B 20, 1958; Kamar and Elcherif,
-"Conjugate Pair Fast Fourier Transform", Electronics Letters 25, 1989; Winograd, "On Computing the Discrete Fourier
-Transform", Math. Comp. 32, 1978 (the butterfly of 5).
+Good, "The Interaction Algorithm and Practical Fourier Analysis", J. Roy. Stat. Soc. B 20, 1958. Sorensen et al.,
+"Real-Valued Fast Fourier Transform Algorithms", IEEE Trans. ASSP 35, 1987. Winograd, "On Computing the Discrete Fourier
+Transform", Math. Comp. 32, 1978.
 """
 
 from std.builtin.globals import global_constant
@@ -44,8 +43,8 @@ comptime POINTS = 400
 comptime BINS = POINTS // 2 + 1
 """Frequencies that a real frame has."""
 
-comptime COLUMNS: Array[Int, 9] = [0, 8, 4, 2, 10, 1, 5, 9, 13]
-"""The k1 of the rows that the DFTs of 16 leave: two real ones of 25 slots, then seven complex ones of 2 * 25."""
+comptime _ROWS: Array[Int, 9] = [0, 8, 4, 2, 10, 1, 5, 9, 13]
+"""The k1 of each row that the DFTs of 16 leave: two real rows of 25 slots, then seven complex ones of 2 * 25."""
 
 
 def _slots() -> Array[Int32, POINTS]:
@@ -58,11 +57,11 @@ def _slots() -> Array[Int32, POINTS]:
 
 def _bins() -> Array[Int32, 9 * 25]:
     var bins = Array[Int32, 9 * 25](uninitialized=True)
-    var columns = materialize[COLUMNS]()
-    for c in range(9):
+    var k1 = materialize[_ROWS]()
+    for row in range(9):
         for k2 in range(25):
-            var k = (225 * columns[c] + 176 * k2) % POINTS # 225 mod 16 = 1, 225 mod 25 = 0; 176 the other way round
-            bins[25 * c + k2] = Int32(min(k, POINTS - k))
+            var k = (225 * k1[row] + 176 * k2) % POINTS  # 225 is 1 mod 16 and 0 mod 25, 176 is 0 and 1
+            bins[25 * row + k2] = Int32(min(k, POINTS - k))
     return bins^
 
 
@@ -70,10 +69,13 @@ comptime SLOTS = _slots()
 """Where sample n of a frame belongs."""
 
 comptime _BINS = _bins()
-
+"""The bin of each row and k2, at 25 * row + k2."""
 
 comptime Vector[width: SIMDLength] = SIMD[DType.float32, width]
+"""One number of `width` frames."""
+
 comptime Real = Data[DType.float32]
+"""Some vectors, one after another."""
 
 
 @fieldwise_init
@@ -119,7 +121,7 @@ struct Complex[width: SIMDLength](TrivialRegisterPassable):
 
 @always_inline
 def _real_dft[width: SIMDLength, points: Int, //](x: Array[Vector[width], points], y: Real, stride: Int):
-    """DFT of 2, 4, 8 or 16 real numbers: X[0], X[points/2], then real and imaginary part of one of each conjugate pair."""
+    """DFT of 2, 4, 8 or 16 real numbers: X[0], X[points / 2], then one of each conjugate pair as two numbers."""
     comptime half = points // 2
     comptime quarter = points // 4
     comptime if points == 2:
