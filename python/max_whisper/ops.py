@@ -23,6 +23,25 @@ HEAD = 64
 """Elements of one attention head, in every Whisper model."""
 
 
+def log_mel(
+    samples: TensorValue, padding: TensorValue, runs: TensorValue, weights: TensorValue, *, frames: str = "frames"
+) -> TensorValue:
+    """Log-mel spectrogram, as Whisper's encoder takes it.
+
+    Args:
+        samples: (B, n_samples), 16 kHz, finite.
+        padding: (1) int32: zeros to be heard behind the samples; with them, a row has at least 201.
+        runs: (n_mels, 2) int32, see `packing.pack_filters`.
+        weights: (total length of the runs) float32.
+        frames: What the graph calls the dimension (n_samples + padding) // 160.
+
+    Returns:
+        (B, n_mels, frames), the dtype of samples.
+    """
+    out = _like(samples, [samples.shape[0], runs.shape[0], frames])
+    return _custom("whisper_log_mel", [samples, padding, runs, weights], [out])[0]
+
+
 def linear(
     x: TensorValue, weight: TensorValue, bias: TensorValue, residual: TensorValue | None = None, *, gelu: bool = False
 ) -> TensorValue:

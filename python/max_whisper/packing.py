@@ -46,3 +46,21 @@ def pack_conv1d(weight: np.ndarray, dtype: np.typing.DTypeLike = np.float32) -> 
         (ceil(N / 16), 3 * C, 16), C-contiguous.
     """
     return pack_linear(weight.transpose(0, 2, 1).reshape(len(weight), -1), dtype)
+
+
+def pack_filters(filters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Packs a bank of filters, each of which weighs a few neighbouring bins.
+
+    Args:
+        filters: (n, bins); the weights of a row that are not zero lie side by side.
+
+    Returns:
+        runs (n, 2) int32, first bin and number of bins of each filter, and weights (total number of bins) float32,
+        the runs one after another.
+    """
+    runs = np.zeros((len(filters), 2), np.int32)
+    for run, row in zip(runs, filters, strict=True):
+        if (used := np.flatnonzero(row)).size:
+            run[:] = used[0], used[-1] + 1 - used[0]
+    weights = [row[first : first + count] for row, (first, count) in zip(filters, runs, strict=True)]
+    return runs, np.concatenate(weights, dtype=np.float32)
