@@ -12,7 +12,7 @@ __all__ = ["build", "cross_attention_graph", "decoder_graph", "encoder_graph", "
 
 def build(module: GraphModule, dims: ModelDimensions, weights: Weights) -> None:
     """Adds all graphs of one model to a module."""
-    # log_mel_graph(module, dims, weights)
+    log_mel_graph(module, dims, weights.device)
     encoder_graph(module, dims, weights)
     cross_attention_graph(module, dims, weights)
     decoder_graph(module, dims, weights)
