@@ -6,10 +6,8 @@
 One graph serves the prompt (T > 1) and every later step (T = 1): T is a symbolic dimension.
 """
 
-from collections.abc import Sequence
-
 from max.dtype import DType
-from max.graph import BufferType, TensorType, TensorValue, Value
+from max.graph import BufferType, TensorType, TensorValue
 
 from max_whisper import ops
 from max_whisper.config import ModelDimensions
@@ -36,42 +34,41 @@ def decoder_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) 
     no_speech_at (B) int32: the position that tells whether somebody speaks, -1 to skip, suppress_mask (n_vocab) uint8,
     rules (B, 4) int32: see `ops.greedy`, and the caches, see `cache_types`.
 
-    Outputs: picked token (B) int32, log probability (B) float32, no-speech probability (B) float32.
+    Outputs: picked token (B) int32, log probability (B) float32, no-speech probability (B) float32, states (B, T, d).
     """
     device = weights.device
-    types = [
+    token_types = [
+        TensorType(DType.int32, ["batch", "length"], device=device),
+        TensorType(DType.int32, ["batch"], device=device),
         TensorType(DType.int32, ["batch"], device=device),
         TensorType(DType.int32, ["batch"], device=device),
         TensorType(DType.uint8, [dims.n_vocab], device=device),
         TensorType(DType.int32, ["batch", 4], device=device),
     ]
-    input_types = [*_token_types(weights), *types, *cache_types(dims, weights)]
-    with module.graph("decoder", input_types) as graph:
-        tokens, past, last, no_speech_at, mask, rules, *caches = graph.inputs
-        hidden, vocabulary = _hidden(dims, weights, tokens.tensor, past.tensor, caches)
-        silence = ops.token_probability(
-            hidden, no_speech_at.tensor, vocabulary, n_vocab=dims.n_vocab, token=dims.no_speech
-        )
-        token, log_prob = ops.greedy(
-            hidden, last.tensor, vocabulary, mask.tensor, rules.tensor, timestamp_begin=dims.timestamp_begin
-        )
-        graph.output(token, log_prob, silence)
+    with module.graph("decoder", [*token_types, *cache_types(dims, weights)]) as graph:
+        w = weights.at("decoder")
+        tokens, past, last, no_speech_at, mask, rules = (value.tensor for value in graph.inputs[:6])
+        caches = graph.inputs[6:]
+        vocabulary = w["token_embedding.weight"]  # serves as embedding and for logits
+        x = ops.embed(tokens, past, vocabulary, w["positional_embedding"], n_vocab=dims.n_vocab)
+        for layer in range(dims.n_text_layer):
+            keys, values, cross_keys, cross_values = caches[4 * layer : 4 * layer + 4]
+            cache, cross = (keys.buffer, values.buffer), (cross_keys.tensor, cross_values.tensor)
+            x = decoder_block(x, past, cache, cross, w.at(f"blocks.{layer}"))
+        states = layer_norm(x, w.at("ln"))
+        silence = ops.token_probability(states, no_speech_at, vocabulary, n_vocab=dims.n_vocab, token=dims.no_speech)
+        token, log_prob = ops.greedy(states, last, vocabulary, mask, rules, timestamp_begin=dims.timestamp_begin)
+        graph.output(token, log_prob, silence, states)
 
 
 def logits_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) -> None:
-    """Adds the graph "logits": the decoder with all logits of one position, for detecting a language.
-
-    Inputs: tokens (B, T), past (B), last (B), all int32, and the caches. Output: logits (B, n_vocab) float32.
-    """
-    input_types = [
-        *_token_types(weights),
-        TensorType(DType.int32, ["batch"], device=weights.device),
-        *cache_types(dims, weights),
-    ]
-    with module.graph("logits", input_types) as graph:
-        tokens, past, last, *caches = graph.inputs
-        hidden, vocabulary = _hidden(dims, weights, tokens.tensor, past.tensor, caches)
-        graph.output(ops.logits(hidden, last.tensor, vocabulary, n_vocab=dims.n_vocab))
+    """Adds the graph "logits": states (B, T, d), at (B) int32 -> logits (B, n_vocab) float32, for detecting a language."""
+    states_type = TensorType(weights.dtype, ["batch", "length", dims.n_text_state], device=weights.device)
+    at_type = TensorType(DType.int32, ["batch"], device=weights.device)
+    with module.graph("logits", [states_type, at_type]) as graph:
+        states, at = (value.tensor for value in graph.inputs)
+        vocabulary = weights["decoder.token_embedding.weight"]
+        graph.output(ops.logits(states, at, vocabulary, n_vocab=dims.n_vocab))
 
 
 def cache_types(dims: ModelDimensions, weights: Weights) -> list[BufferType | TensorType]:
@@ -86,24 +83,3 @@ def cache_types(dims: ModelDimensions, weights: Weights) -> list[BufferType | Te
         types += [BufferType(dtype, shape, device=device) for shape in shapes(dims.n_text_ctx)]
         types += [TensorType(dtype, shape, device=device) for shape in shapes(dims.n_audio_ctx)]
     return types
-
-
-def _token_types(weights: Weights) -> list[TensorType]:
-    return [
-        TensorType(DType.int32, ["batch", "length"], device=weights.device),
-        TensorType(DType.int32, ["batch"], device=weights.device),
-    ]
-
-
-def _hidden(
-    dims: ModelDimensions, weights: Weights, tokens: TensorValue, past: TensorValue, caches: Sequence[Value]
-) -> tuple[TensorValue, TensorValue]:
-    """The last layer norm's states (B, T, d), and the vocabulary matrix, which serves as embedding and for logits."""
-    w = weights.at("decoder")
-    vocabulary = w["token_embedding.weight"]
-    x = ops.embed(tokens, past, vocabulary, w["positional_embedding"], n_vocab=dims.n_vocab)
-    for layer in range(dims.n_text_layer):
-        keys, values, cross_keys, cross_values = caches[4 * layer : 4 * layer + 4]
-        cache, cross = (keys.buffer, values.buffer), (cross_keys.tensor, cross_values.tensor)
-        x = decoder_block(x, past, cache, cross, w.at(f"blocks.{layer}"))
-    return layer_norm(x, w.at("ln")), vocabulary

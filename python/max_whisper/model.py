@@ -192,19 +192,8 @@ class Decoder:
         Raises:
             ValueError: The tokens do not fit into the context, or are none of the vocabulary.
         """
-        at = self._last(tokens, last)
         asked = self._unasked if no_speech_at is None else np.ascontiguousarray(no_speech_at, np.int32)
-        picked, log_probs, silence = self._model.execute(
-            "decoder",
-            np.ascontiguousarray(tokens, np.int32),
-            self._past,
-            at,
-            asked,
-            self._mask,
-            np.ascontiguousarray(rules, np.int32),
-            *self._caches,
-        )
-        self._past = self._past + at + 1
+        picked, log_probs, silence, _ = self._step(tokens, rules, self._last(tokens, last), asked)
         return Picks(picked.to_numpy(), log_probs.to_numpy(), None if no_speech_at is None else silence.to_numpy())
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
@@ -217,11 +206,23 @@ class Decoder:
             (B, n_vocab) float32.
         """
         at = self._last(tokens, None)
-        result = self._model.execute(
-            "logits", np.ascontiguousarray(tokens, np.int32), self._past, at, *self._caches
+        anything = np.tile(np.array([0, 0, 0, self._model.dims.n_vocab], np.int32), (self._batch, 1))
+        states = self._step(tokens, anything, at, self._unasked)[3]
+        return self._model.execute("logits", states, at)[0].to_numpy()
+
+    def _step(self, tokens: np.ndarray, rules: np.ndarray, last: np.ndarray, no_speech_at: np.ndarray) -> list[Buffer]:
+        results = self._model.execute(
+            "decoder",
+            np.ascontiguousarray(tokens, np.int32),
+            self._past,
+            last,
+            no_speech_at,
+            self._mask,
+            np.ascontiguousarray(rules, np.int32),
+            *self._caches,
         )
-        self._past = self._past + at + 1
-        return result[0].to_numpy()
+        self._past = self._past + last + 1
+        return results
 
     def _last(self, tokens: np.ndarray, last: np.ndarray | None) -> np.ndarray:
         if last is None:

@@ -42,4 +42,4 @@ class GraphModule:
 
     def compile(self) -> CompiledModel:
         """Compiles all graphs of the module."""
-        return session().compile(self._module, custom_extensions=[KERNELS])
+        return session().compile(self._module, custom_extensions=_kernel_library().library_paths())

@@ -22,3 +22,26 @@ def linear(x, weight, bias, residual=None, *, gelu: bool = False):
     if gelu:
         y = globals()["gelu"](y)
     return y if residual is None else y + residual
+
+
+def attention(queries, keys, values, *, first_visible: int | None = None):
+    """Softmax attention on packed heads; query t sees `first_visible + t` keys, or all."""
+    batch, heads, length, head = values.shape
+    k = keys.swapaxes(3, 4).reshape(batch, heads, -1, head)[:, :, :length]
+    q = queries[..., : heads * head].reshape(batch, -1, heads, head).swapaxes(1, 2)
+    scores = q @ k.swapaxes(2, 3) / math.sqrt(head)
+    if first_visible is not None:
+        visible = first_visible + np.arange(q.shape[2])
+        scores = np.where(np.arange(length) < visible[:, None], scores, -np.inf)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    return (p / p.sum(-1, keepdims=True) @ values).swapaxes(1, 2).reshape(batch, -1, heads * head)
+
+
+def conv1d(x, weight, bias, positions=None, *, stride: int):
+    """Three taps, zeros beyond both ends, GELU, positions."""
+    channels = x.shape[2]
+    padded = np.pad(x, ((0, 0), (1, 1), (0, 0)))
+    taps = [padded[:, j : padded.shape[1] - 2 + j : stride] for j in range(3)]
+    w = unpack_linear(weight, len(bias)).reshape(len(bias), 3, channels)
+    y = gelu(sum(tap @ w[:, j].T for j, tap in enumerate(taps)) + bias)
+    return y if positions is None else y + positions

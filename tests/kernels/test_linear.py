@@ -7,6 +7,11 @@ from max_whisper.packing import pack_linear
 from . import references
 from .harness import FLOAT32_TOLERANCE, check
 
+for gelu in (False, True):
+    eager.prepare(ops.linear, "f32[2] f32[3] f32[1]", gelu=gelu)
+eager.prepare(ops.linear, "f32[3] f32[3] f32[1]", gelu=True)
+eager.prepare(ops.linear, "f32[2] f32[3] f32[1] f32[2]", gelu=False)
+
 # One less and one more than a tile's rows (3, 6, 12) and a panel's columns (16), primes, Whisper's own.
 SHAPES = [
     *[(rows, 32, 16) for rows in (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 97)],

@@ -1,0 +1,36 @@
+"""Attention of the encoder (1500 queries) and cross-attention of a decoding step (1 query), over 1500 keys."""
+
+import pytest
+from max.graph import TensorValue
+from max.graph import ops as max_ops
+
+from bench.cases import AUDIO_CONTEXT, STATES, call, random
+from bench.compare import compare
+from max_whisper import eager, ops
+from max_whisper.ops import HEAD
+
+
+def builtin(q: TensorValue, k: TensorValue, v: TensorValue) -> TensorValue:
+    """The composition: scores, softmax and sums pass through memory. Heads are laid out already."""
+    return max_ops.matmul(max_ops.softmax(max_ops.matmul(q, k) * 0.125), v)
+
+
+eager.prepare(ops.attention, "f32[3] f32[5] f32[4]")
+eager.prepare(builtin, "f32[4] f32[4] f32[4]")
+
+
+@pytest.mark.benchmark(group="attention")
+@pytest.mark.parametrize("queries", [AUDIO_CONTEXT, 1])
+@pytest.mark.parametrize("model", STATES)
+def test_attention(benchmark, model, queries):
+    heads = STATES[model] // HEAD
+    q, v = random(1, heads, queries, HEAD), random(1, heads, AUDIO_CONTEXT, HEAD)
+    k = random(1, heads, HEAD, AUDIO_CONTEXT)
+    packed = random(1, heads, -(-AUDIO_CONTEXT // ops.PANEL), HEAD, ops.PANEL)
+    compare(
+        benchmark,
+        call(ops.attention, q.reshape(1, queries, -1), packed, v),
+        call(builtin, q, k, v),
+        flops=4 * heads * queries * AUDIO_CONTEXT * HEAD,
+        bytes=4 * heads * HEAD * 2 * (queries + AUDIO_CONTEXT),
+    )

@@ -1,0 +1,36 @@
+"""The encoder's two convolutions with GELU."""
+
+import pytest
+from max.graph import TensorValue
+from max.graph import ops as max_ops
+
+from bench.cases import STATES, call, random
+from bench.compare import compare
+from max_whisper import eager, ops
+from max_whisper.packing import pack_conv1d
+
+
+def builtin(x: TensorValue, weight: TensorValue, bias: TensorValue, *, stride: int) -> TensorValue:
+    """A 2-D convolution of height 1: x (B, 1, T, C), weight (1, 3, C, N)."""
+    return max_ops.gelu(max_ops.conv2d(x, weight, stride=(1, stride), padding=(0, 0, 1, 1)) + bias)
+
+
+for stride in (1, 2):
+    eager.prepare(ops.conv1d, "f32[3] f32[3] f32[1]", stride=stride)
+    eager.prepare(builtin, "f32[4] f32[4] f32[1]", stride=stride)
+
+
+@pytest.mark.benchmark(group="conv1d")
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("model", STATES)
+def test_conv1d(benchmark, model, stride):
+    state, frames = STATES[model], 3000
+    channels = 80 if stride == 1 else state
+    x, weight, bias = random(1, frames, channels), random(state, channels, 3), random(state)
+    compare(
+        benchmark,
+        call(ops.conv1d, x, pack_conv1d(weight), bias, stride=stride),
+        call(builtin, x[:, None], weight.transpose(2, 1, 0)[None], bias, stride=stride),
+        flops=2 * (frames // stride) * state * 3 * channels,
+        bytes=4 * (frames * channels + state * 3 * channels + frames // stride * state),
+    )

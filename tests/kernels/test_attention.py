@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+
+from max_whisper import eager, ops
+
+from . import references
+from .harness import FLOAT32_TOLERANCE, check, run
+
+HEAD = ops.HEAD
+
+eager.prepare(ops.attention, "f32[3] f32[5] f32[4]")
+eager.prepare(ops.pack_heads, "f32[3]", heads=1)
+eager.prepare(ops.pack_heads, "f32[3]", heads=3)
+
+
+@eager.in_place(2, 3)
+def cached_attention(rows, past, keys, values):
+    return ops.cached_attention(rows, past, keys, values)
+
+
+eager.prepare(cached_attention, "f32[3] i32[1] f32[5] f32[4]")
+
+
+def pack(rows: np.ndarray, heads: int) -> tuple[np.ndarray, np.ndarray]:
+    """`ops.pack_heads` in NumPy."""
+    batch, length, _ = rows.shape
+    keys, values = rows[..., -2 * heads * HEAD :].reshape(batch, length, 2, heads, HEAD).transpose(2, 0, 3, 1, 4)
+    panels = -(-length // 16)
+    padded = np.zeros((batch, heads, panels * 16, HEAD), rows.dtype)
+    padded[:, :, :length] = keys
+    return padded.reshape(batch, heads, panels, 16, HEAD).swapaxes(3, 4).copy(), values.copy()
+
+
+# Around the blocks of 48 queries and 256 keys, tiles of 3, 6 and 12 queries and 16 keys, primes, and Whisper's own.
+SHAPES = [
+    *[(1, queries, 17, 1) for queries in (1, 2, 3, 5, 6, 7, 11, 12, 13, 47, 48, 49, 97)],
+    *[(1, 3, keys, 1) for keys in (1, 2, 15, 16, 31, 64, 255, 256, 257, 511, 513)],
+    (2, 7, 37, 3),
+    (3, 1, 1500, 3),
+    (1, 1500, 1500, 1),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+def test_matches_reference(rng, shape):
+    batch, queries, keys, heads = shape
+    q = rng.standard_normal((batch, queries, heads * HEAD), dtype=np.float32)
+    rows = rng.standard_normal((batch, keys, 2 * heads * HEAD), dtype=np.float32)
+    check(ops.attention, [q, *pack(rows, heads)], references.attention, **FLOAT32_TOLERANCE)
+
+
+def test_reads_the_first_columns_of_wider_rows(rng):
+    """The encoder hands over queries, keys and values in the rows that one linear layer wrote."""
+    rows = rng.standard_normal((2, 19, 3 * 3 * HEAD), dtype=np.float32)
+    check(ops.attention, [rows, *pack(rows, 3)], references.attention, **FLOAT32_TOLERANCE)
+
+
+def test_large_scores(rng):
+    """Scores of a few hundred overflow a softmax that does not subtract the maximum; the largest arrives last."""
+    q = np.full((1, 1, HEAD), 10, np.float32)
+    rows = rng.standard_normal((1, 600, 2 * HEAD), dtype=np.float32)
+    rows[0, :, :HEAD] = np.linspace(-20, 20, 600, dtype=np.float32)[:, None]
+    check(ops.attention, [q, *pack(rows, 1)], references.attention, rtol=1e-4, atol=1e-4)
+
+
+def test_unused_columns_of_the_last_panel_do_not_count(rng):
+    q = rng.standard_normal((1, 5, HEAD), dtype=np.float32)
+    keys, values = pack(rng.standard_normal((1, 21, 2 * HEAD), dtype=np.float32), 1)
+    expected = run(ops.attention, q, keys, values)
+    keys[0, 0, 1, :, 5:] = np.nan
+    np.testing.assert_array_equal(run(ops.attention, q, keys, values), expected)
+
+
+@pytest.mark.parametrize(("heads", "length"), [(1, 1), (1, 16), (3, 17), (3, 1500)])
+def test_pack_heads(rng, heads, length):
+    rows = rng.standard_normal((2, length, 3 * heads * HEAD), dtype=np.float32)
+    for result, expected in zip(run(ops.pack_heads, rows, heads=heads), pack(rows, heads), strict=True):
+        np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("steps", [[1] * 20, [5, 1, 1], [17, 3, 12], [48, 1], [32]])
+def test_cached_attention(rng, steps):
+    """Token by token or many at once, rows of different lengths in one batch: each attends to its own past."""
+    heads, batch, capacity = 2, 3, 50
+    keys = np.full((batch, heads, 4, HEAD, 16), np.nan, np.float32)
+    values = np.full((batch, heads, capacity, HEAD), np.nan, np.float32)
+    past = np.zeros(batch, np.int32)
+    seen = [np.zeros((0, 3 * heads * HEAD), np.float32) for _ in range(batch)]
+    for step, length in enumerate(steps):
+        rows = rng.standard_normal((batch, length, 3 * heads * HEAD), dtype=np.float32)
+        result = eager.call(cached_attention, rows, past, keys, values)
+        for b in range(batch):
+            seen[b] = np.concatenate([seen[b][: past[b]], rows[b]])
+            q = seen[b][None, past[b] :].astype(np.float64)
+            expected = references.attention(q, *pack(seen[b][None].astype(np.float64), heads), first_visible=past[b] + 1)
+            np.testing.assert_allclose(result[b], expected[0], **FLOAT32_TOLERANCE)
+        past = past + length
+        if step == 0:
+            past[1] -= 1  # the row's last token was padding: the next call overwrites it
+
+
+@pytest.mark.parametrize(
+    ("past", "message"), [(49, "row 1 holds 49 keys and 2 more are to come, the cache takes 50"), (-1, "row 1 holds -1")]
+)
+def test_cache_bounds(rng, past, message):
+    rows = rng.standard_normal((2, 2, 3 * 2 * HEAD), dtype=np.float32)
+    keys, values = np.zeros((2, 2, 4, HEAD, 16), np.float32), np.zeros((2, 2, 50, HEAD), np.float32)
+    with pytest.raises(ValueError, match=message):
+        eager.call(cached_attention, rows, np.array([0, past], np.int32), keys, values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q, k, v: (q, k[:, :, :1], v), "the number of panels of keys is 1, expected 2"),
+        (lambda q, k, v: (q, k, v[..., :63]), "the size of a head is 63, expected 64"),
+        (lambda q, k, v: (q[..., :63], k, v), "queries have 63 columns, expected at least 64"),
+        (lambda q, k, v: (q, k[:, :, :0], v[:, :, :0]), "there must be at least one key"),
+        (lambda q, k, v: (q, np.concatenate([k, k]), v), "B of the keys is 2, expected 1"),
+    ],
+)
+def test_refuses(rng, change, message):
+    q = rng.standard_normal((1, 4, HEAD), dtype=np.float32)
+    with pytest.raises(ValueError, match=message):
+        eager.call(ops.attention, *change(q, *pack(rng.standard_normal((1, 20, 2 * HEAD), dtype=np.float32), 1)))
+
+
+def test_no_queries(rng):
+    keys, values = pack(rng.standard_normal((1, 20, 2 * HEAD), dtype=np.float32), 1)
+    assert eager.call(ops.attention, np.zeros((1, 0, HEAD), np.float32), keys, values).shape == (1, 0, HEAD)
