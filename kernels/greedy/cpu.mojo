@@ -32,14 +32,11 @@ from std.utils.numerics import nan
 
 from ..cpu.matmul import Epilogue, multiply, multiply_block
 from ..cpu.threads import grain, share
-from ..cpu.tile import PANEL, WIDTH, tile_panels
+from ..cpu.tile import PANEL, WIDTH
 from ..data import Data, require
 
 comptime CHUNK = 16
 """Panels of one chunk: 0.4 to 1.3 MB of weights, and few enough chunks that merging them costs nothing."""
-
-comptime TOGETHER = tile_panels(1)
-"""Panels that meet all rows before the next ones are read."""
 
 comptime TIMESTAMP_RULE = 128
 """The bit of `suppress_bits` by which timestamps as a whole may outweigh text."""
@@ -176,19 +173,18 @@ def _softmaxes[
         for chunk in range(begin, end):
             var first = chunk * columns
             var last = min((chunk + 1) * CHUNK, panels)
-            for panel in range(chunk * CHUNK, last, TOGETHER):
-                multiply_block(
-                    rows.data,
-                    rows.depth,
-                    vocabulary,
-                    rows.depth,
-                    0,
-                    rows.count,
-                    panel,
-                    min(panel + TOGETHER, last),
-                    tokens,
-                    StoreEpilogue(logits, columns, first),
-                )
+            multiply_block(
+                rows.data,
+                rows.depth,
+                vocabulary,
+                rows.depth,
+                0,
+                rows.count,
+                chunk * CHUNK,
+                last,
+                tokens,
+                StoreEpilogue(logits, columns, first),
+            )
             for row in range(rows.count):
                 var filter = filters[unsafe_offset=row]
                 for which in range(2):
