@@ -25,21 +25,18 @@ Cost: 2*B*V*D operations, B*V exponentials; V*D elements moved, 80 MB for tiny i
 memory here. Tokens behind V, which only pad the last panel, take no part.
 """
 
-from std.math import ceildiv, exp, iota, isnan, log
+from std.math import ceildiv, exp, iota, log
 from std.memory.alloc import unsafe_alloc
 from std.sys import size_of
-from std.utils.numerics import nan
+from std.utils.numerics import isfinite, nan
 
 from ..cpu.matmul import Epilogue, multiply, multiply_block
 from ..cpu.threads import grain, share
-from ..cpu.tile import PANEL, WIDTH, tile_panels
-from ..data import Data, require
+from ..cpu.tile import PANEL, WIDTH
+from ..data import Data
 
 comptime CHUNK = 16
 """Panels of one chunk: 0.4 to 1.3 MB of weights, and few enough chunks that merging them costs nothing."""
-
-comptime TOGETHER = tile_panels(1)
-"""Panels that meet all rows before the next ones are read."""
 
 comptime TIMESTAMP_RULE = 128
 """The bit of `suppress_bits` by which timestamps as a whole may outweigh text."""
@@ -148,13 +145,8 @@ struct Rows[dtype: DType](TrivialRegisterPassable):
 def _softmaxes[
     dtype: DType, //
 ](
-    rows: Rows[dtype],
-    vocabulary: Data[dtype],
-    tokens: Int,
-    filters: Pointer[Filter, MutUntrackedOrigin],
-    suppress_mask: Data[DType.uint8],
-    results: Pointer[Softmax, MutUntrackedOrigin],
-):
+    rows: Rows[dtype], vocabulary: Data[dtype], tokens: Int, filters: List[Filter], suppress_mask: Data[DType.uint8]
+) -> List[Softmax]:
     """Reads the vocabulary once.
 
     Args:
@@ -163,7 +155,9 @@ def _softmaxes[
         tokens: V.
         filters: One for each row.
         suppress_mask: `tokens`; read only for rows whose filter suppresses.
-        results: `rows x 2`, the softmaxes of both ranges of each row.
+
+    Returns:
+        The softmaxes of both ranges of each row, indexed `row * 2 + range`.
     """
     comptime columns = CHUNK * PANEL
     var panels = ceildiv(tokens, PANEL)
@@ -176,21 +170,20 @@ def _softmaxes[
         for chunk in range(begin, end):
             var first = chunk * columns
             var last = min((chunk + 1) * CHUNK, panels)
-            for panel in range(chunk * CHUNK, last, TOGETHER):
-                multiply_block(
-                    rows.data,
-                    rows.depth,
-                    vocabulary,
-                    rows.depth,
-                    0,
-                    rows.count,
-                    panel,
-                    min(panel + TOGETHER, last),
-                    tokens,
-                    StoreEpilogue(logits, columns, first),
-                )
+            multiply_block(
+                rows.data,
+                rows.depth,
+                vocabulary,
+                rows.depth,
+                0,
+                rows.count,
+                chunk * CHUNK,
+                last,
+                tokens,
+                StoreEpilogue(logits, columns, first),
+            )
             for row in range(rows.count):
-                var filter = filters[unsafe_offset=row]
+                var filter = filters[row]
                 for which in range(2):
                     var low = max(first, Int(filter.begin[which]))
                     var size = min(first + columns, tokens, Int(filter.end[which])) - low
@@ -201,12 +194,20 @@ def _softmaxes[
         logits.unsafe_free()
 
     share(some_chunks, chunks if rows.count > 0 else 0, grain(columns * rows.depth * size_of[dtype]()))
+    var results = List[Softmax](capacity=rows.count * 2)
     for i in range(rows.count * 2):
         var result = Softmax.empty()
         for chunk in range(chunks):
             result = result.merge(parts[unsafe_offset=i * chunks + chunk])
-        results[unsafe_offset=i] = result
+        results.append(result)
     parts.unsafe_free()
+    return results^
+
+
+def _require_finite(total: Float32, row: Int, op: StaticString) raises:
+    """Raises unless the sum of exponentials is a number: it is none as soon as one logit is none."""
+    if not isfinite(total):
+        raise Error(op, ": the logits of row ", row, " are not finite")
 
 
 def greedy[
@@ -242,34 +243,33 @@ def greedy[
         timestamp_begin: The first timestamp.
 
     Raises:
-        A row has no token that is allowed, or its logits are not numbers.
+        A row has no token that is allowed, or its logits are not finite.
     """
-    var filters = unsafe_alloc[Filter](batch)
+    var filters = List[Filter](capacity=batch)
     for b in range(batch):
         var rule = rules.unsafe_load[width=4](4 * b)
-        filters[unsafe_offset=b] = Filter(
-            UInt8(Int(rule[0]) & ~TIMESTAMP_RULE),
-            SIMD[DType.int32, 2](rule[1], max(rule[2], Int32(timestamp_begin))),
-            SIMD[DType.int32, 2](Int32(timestamp_begin), rule[3]),
+        filters.append(
+            Filter(
+                UInt8(Int(rule[0]) & ~TIMESTAMP_RULE),
+                SIMD[DType.int32, 2](rule[1], max(rule[2], Int32(timestamp_begin))),
+                SIMD[DType.int32, 2](Int32(timestamp_begin), rule[3]),
+            )
         )
     var rows = Rows(hidden, at, batch, length, depth)
-    var results = unsafe_alloc[Softmax](batch * 2)
-    _softmaxes(rows, vocabulary, tokens, filters, suppress_mask, results)
-    for b in range(batch):
-        var text = results[unsafe_offset=2 * b]
-        var timestamps = results[unsafe_offset=2 * b + 1]
-        var rule = Int(rules[unsafe_offset=4 * b]) & TIMESTAMP_RULE != 0
-        if rule and timestamps.largest + log(timestamps.total) > text.largest:
-            text = Softmax.empty()
-        var allowed = text.merge(timestamps)
-        picked[unsafe_offset=b] = allowed.index
-        log_probs[unsafe_offset=b] = -log(allowed.total)
-    results.unsafe_free()
-    filters.unsafe_free()
+    var results = _softmaxes(rows, vocabulary, tokens, filters, suppress_mask)
     rows.data.unsafe_free()
     for b in range(batch):
-        require(not isnan(log_probs[unsafe_offset=b]), "greedy", String("the logits of row ", b, " are not finite numbers"))
-        require(picked[unsafe_offset=b] != NO_TOKEN, "greedy", String("the rules of row ", b, " suppress every token"))
+        var text = results[2 * b]
+        var timestamps = results[2 * b + 1]
+        var weigh = Int(rules[unsafe_offset=4 * b]) & TIMESTAMP_RULE != 0
+        if weigh and timestamps.largest + log(timestamps.total) > text.largest:
+            text = Softmax.empty()
+        var allowed = text.merge(timestamps)
+        if allowed.total == 0:
+            raise Error("greedy: the rules of row ", b, " suppress every token")
+        _require_finite(allowed.total, b, "greedy")
+        picked[unsafe_offset=b] = allowed.index
+        log_probs[unsafe_offset=b] = -log(allowed.total)
 
 
 def token_probability[
@@ -284,7 +284,7 @@ def token_probability[
     depth: Int,
     tokens: Int,
     token: Int,
-):
+) raises:
     """Computes the probability of one token among all, without rules.
 
     Args:
@@ -297,26 +297,26 @@ def token_probability[
         depth: D.
         tokens: V.
         token: The token.
+
+    Raises:
+        The logits of a row are not finite.
     """
     var rows = Rows(hidden, at, batch, length, depth)
-    var filters = unsafe_alloc[Filter](batch)
-    for row in range(rows.count):
-        filters[unsafe_offset=row] = Filter(
-            0, SIMD[DType.int32, 2](0, Int32(token)), SIMD[DType.int32, 2](Int32(tokens), Int32(token) + 1)
+    var filters = List[Filter](capacity=rows.count)
+    for _ in range(rows.count):
+        filters.append(
+            Filter(0, SIMD[DType.int32, 2](0, Int32(token)), SIMD[DType.int32, 2](Int32(tokens), Int32(token) + 1))
         )
-    var results = unsafe_alloc[Softmax](batch * 2)
-    _softmaxes(rows, vocabulary, tokens, filters, Data[DType.uint8].unsafe_dangling(), results)
+    var results = _softmaxes(rows, vocabulary, tokens, filters, Data[DType.uint8].unsafe_dangling())
+    rows.data.unsafe_free()
     var row = 0
     for b in range(batch):
         probabilities[unsafe_offset=b] = nan[DType.float32]()
         if at[unsafe_offset=b] >= 0:
-            var every = results[unsafe_offset=2 * row]
-            var one = results[unsafe_offset=2 * row + 1]
-            probabilities[unsafe_offset=b] = exp(one.largest - every.largest) / every.total
+            var every = results[2 * row]
+            _require_finite(every.total, b, "token_probability")
+            probabilities[unsafe_offset=b] = exp(results[2 * row + 1].largest - every.largest) / every.total
             row += 1
-    results.unsafe_free()
-    filters.unsafe_free()
-    rows.data.unsafe_free()
 
 
 def logits[

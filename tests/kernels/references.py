@@ -45,3 +45,51 @@ def conv1d(x, weight, bias, positions=None, *, stride: int):
     w = unpack_linear(weight, len(bias)).reshape(len(bias), 3, channels)
     y = gelu(sum(tap @ w[:, j].T for j, tap in enumerate(taps)) + bias)
     return y if positions is None else y + positions
+
+
+def layer_norm(x, gamma, beta, *, epsilon: float = 1e-5):
+    deviation = x - x.mean(-1, keepdims=True)
+    return deviation / np.sqrt((deviation**2).mean(-1, keepdims=True) + epsilon) * gamma + beta
+
+
+def add_layer_norm(x, residual, gamma, beta, *, epsilon: float = 1e-5):
+    return x + residual, layer_norm(x + residual, gamma, beta, epsilon=epsilon)
+
+
+def embed(tokens, past, vocabulary, positions, *, n_vocab: int):
+    return unpack_linear(vocabulary, n_vocab)[tokens] + positions[past[:, None] + np.arange(tokens.shape[1])]
+
+
+def logits(hidden, at, vocabulary, *, n_vocab: int):
+    return hidden[np.arange(len(at)), at] @ unpack_linear(vocabulary, n_vocab).T
+
+
+def log_softmax(x):
+    """Over the last axis; -inf where x is."""
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def token_probability(hidden, at, vocabulary, *, n_vocab: int, token: int):
+    probability = np.exp(log_softmax(logits(hidden, np.maximum(at, 0), vocabulary, n_vocab=n_vocab)))[:, token]
+    return np.where(at < 0, np.nan, probability)
+
+
+def allowed_tokens(suppress_mask, rules, *, timestamp_begin: int):
+    """(B, V): what the rules of each row allow, but for the one that compares probabilities."""
+    suppress_bits, text_begin, timestamps_from, timestamps_to = (rules[:, i, None] for i in range(4))
+    token = np.arange(len(suppress_mask))
+    text = (token >= text_begin) & (token < timestamp_begin)
+    timestamps = (token >= timestamps_from) & (token < timestamps_to) & (token >= timestamp_begin)
+    return (text | timestamps) & (suppress_mask & suppress_bits & 127 == 0)
+
+
+def greedy(hidden, at, vocabulary, suppress_mask, rules, *, timestamp_begin: int):
+    allowed = allowed_tokens(suppress_mask, rules, timestamp_begin=timestamp_begin)
+    masked = np.where(allowed, logits(hidden, at, vocabulary, n_vocab=len(suppress_mask)), -np.inf)
+    for row, bits in zip(masked, rules[:, 0], strict=True):
+        text, timestamps = row[:timestamp_begin], row[timestamp_begin:]
+        if bits & 128 and np.logaddexp.reduce(timestamps, initial=-np.inf) > text.max():
+            text[:] = -np.inf
+    picked = masked.argmax(-1)
+    return picked, log_softmax(masked)[np.arange(len(picked)), picked]
