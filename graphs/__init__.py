@@ -5,7 +5,7 @@ from max_whisper.graphs.blocks import Weights
 from max_whisper.graphs.decoder import cross_attention_graph, decoder_graph, logits_graph
 from max_whisper.graphs.encoder import encoder_graph
 from max_whisper.graphs.log_mel import log_mel_graph
-from max_whisper.runtime import GraphModule
+from max_whisper.graphs.module import GraphModule
 
 __all__ = ["build", "cross_attention_graph", "decoder_graph", "encoder_graph", "log_mel_graph", "logits_graph"]
 

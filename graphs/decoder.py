@@ -12,7 +12,7 @@ from max.graph import BufferType, TensorType, TensorValue
 from max_whisper import ops
 from max_whisper.config import ModelDimensions
 from max_whisper.graphs.blocks import Weights, decoder_block, layer_norm, linear
-from max_whisper.runtime import GraphModule
+from max_whisper.graphs.module import GraphModule
 
 
 def cross_attention_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) -> None:

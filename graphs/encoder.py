@@ -1,6 +1,6 @@
 """The encoder: two convolutions, positions, self-attention blocks, a last layer norm.
 
-    mel (B, n_mels, 3000) -> states (B, 1500, d)
+mel (B, n_mels, 3000) -> states (B, 1500, d)
 """
 
 from max.graph import TensorType
@@ -9,7 +9,7 @@ from max.graph import ops as max_ops
 from max_whisper import ops
 from max_whisper.config import ModelDimensions
 from max_whisper.graphs.blocks import Weights, encoder_block, layer_norm
-from max_whisper.runtime import GraphModule
+from max_whisper.graphs.module import GraphModule
 
 
 def encoder_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) -> None:

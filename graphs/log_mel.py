@@ -1,6 +1,6 @@
 """The log-mel spectrogram of whole recordings.
 
-    samples (B, n_samples), padding (1) -> features (B, n_mels, (n_samples + padding) / 160)
+samples (B, n_samples), padding (1) -> features (B, n_mels, (n_samples + padding) / 160)
 """
 
 from max.dtype import DType
@@ -9,9 +9,9 @@ from max.graph import ops as max_ops
 
 from max_whisper import ops
 from max_whisper.config import ModelDimensions
+from max_whisper.graphs.module import GraphModule
 from max_whisper.mel import mel_filters
 from max_whisper.packing import pack_filters
-from max_whisper.runtime import GraphModule
 
 
 def log_mel_graph(module: GraphModule, dims: ModelDimensions, device: DeviceRef) -> None:

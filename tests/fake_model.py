@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+
 from max_whisper.checkpoint import load_checkpoint
 from max_whisper.config import ModelDimensions
 from max_whisper.rules import TIMESTAMP_RULE

@@ -6,9 +6,9 @@ Imports openai-whisper (and torch), so only `live` tests import it.
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 import whisper  # pyright: ignore[reportMissingImports]
-from max_whisper.checkpoint import load_checkpoint
 from whisper.decoding import PyTorchInference  # pyright: ignore[reportMissingImports]
 
+from max_whisper.checkpoint import load_checkpoint
 from tests.fake_model import FakePicks, pick, vocabulary
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+
 from max_whisper.audio import (
     CHUNK_LENGTH,
     FRAMES_PER_SECOND,

@@ -16,6 +16,7 @@ import pytest
 import safetensors.numpy
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import filter_repo_objects
+
 from max_whisper.checkpoint import Checkpoint, ctranslate2, hub, hugging_face, load_checkpoint, packages
 from max_whisper.checkpoint.tensors import sinusoids
 from max_whisper.checkpoint.vocabulary_files import read_vocabulary

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from max_whisper.checkpoint import available_models, find_models, load_checkpoint, packages
 from max_whisper.checkpoint.tensors import sinusoids
 from max_whisper.checkpoint.verified import verify

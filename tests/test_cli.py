@@ -11,15 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import max_whisper.model
 import numpy as np
 import pytest
+from typer.testing import CliRunner, Result
+
+import max_whisper.model
 from max_whisper.cli import app
 from max_whisper.console import TranscriptPrinter
 from max_whisper.errors import DeviceError, OutputError
 from max_whisper.outputs import Outputs
-from typer.testing import CliRunner, Result
-
 from tests.fake_model import FakeModel, Script, dimensions, tokenizer_of
 
 TOKENIZER = tokenizer_of("tiny.en")

@@ -4,6 +4,7 @@ from dataclasses import replace
 from math import prod
 
 import pytest
+
 from max_whisper.config import ModelDimensions, expected_tensors
 from max_whisper.errors import CheckpointError
 

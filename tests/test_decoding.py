@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from max_whisper.decoding import DecodingOptions, DecodingResult, compression_ratio, decode, detect_language
 from max_whisper.errors import OptionError
 from max_whisper.options import decoding_options, language_code, parse_clips
 from max_whisper.rules import SUPPRESSED, SUPPRESSED_AT_BEGIN, TIMESTAMP_RULE, TokenRules
-
 from tests.fake_model import FakeModel, Script, dimensions, log_sum_exp, pick, tokenizer_of
 
 MODELS = ("tiny.en", "base")

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
 from max_whisper.checkpoint.vocabulary_files import read_vocabulary
 from max_whisper.errors import CheckpointError, OptionError
 from max_whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE, Tokenizer, Vocabulary, get_tokenizer

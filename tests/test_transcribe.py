@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from max_whisper.decoding import DecodingResult
 from max_whisper.errors import OptionError
 from max_whisper.transcribe import Context, Span, nobody_speaks, split_window, transcribe
-
 from tests.fake_model import FakeModel, Script, dimensions, tokenizer_of
 
 ZERO = tokenizer_of("tiny.en").timestamp_begin

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from max_whisper.errors import OptionError, OutputError
 from max_whisper.writers import (
     OUTPUT_FORMATS,

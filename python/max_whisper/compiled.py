@@ -8,7 +8,6 @@ of its own and moved into place at the end, so that two processes that build at 
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -34,7 +33,12 @@ def entries() -> list[Path]:
 
 
 def build(
-    dims: ModelDimensions, device: str = "cpu", dtype: str = "float32", *, force: bool = False, progress: Say | None = None
+    dims: ModelDimensions,
+    device: str = "cpu",
+    dtype: str = "float32",
+    *,
+    force: bool = False,
+    progress: Say | None = None,
 ) -> Path:
     """Returns the MEF of a model's compiled graphs; compiles them if the cache has none that are whole.
 
@@ -72,9 +76,9 @@ def _move(building: Path, folder: Path, identity: dict[str, object], *, force: b
     if force or not _is_whole(folder, identity):
         stale = building.with_name(building.name + "-stale")
         if folder.exists():
-            os.rename(folder, stale)
+            folder.rename(stale)
         try:
-            os.rename(building, folder)
+            building.rename(folder)
         except OSError:
             if not _is_whole(folder, identity):
                 raise
@@ -122,7 +126,7 @@ def _compile(dims: ModelDimensions, dtype: str, path: Path) -> None:
 
     from max_whisper import graphs, packed
     from max_whisper.graphs.blocks import Weights
-    from max_whisper.runtime import GraphModule
+    from max_whisper.graphs.module import GraphModule
 
     module = GraphModule()
     graphs.build(module, dims, Weights(packed.shapes(dims), DType[dtype], DeviceRef.CPU()))

@@ -18,7 +18,8 @@ from max.dtype import DType
 from max.engine import Model
 from max.graph import BufferType, DeviceRef, TensorType, TensorValue
 
-from max_whisper.runtime import GraphModule, session
+from max_whisper.graphs.module import GraphModule
+from max_whisper.runtime import session
 
 Op = Callable[..., TensorValue | tuple[TensorValue, ...]]
 Signature = tuple[tuple[DType, int], ...]

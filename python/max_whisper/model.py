@@ -12,9 +12,9 @@ from max.dtype import DType
 from max_whisper import compiled, decoding, packed, target
 from max_whisper.cache import cache_dir
 from max_whisper.checkpoint import Checkpoint, load_checkpoint
-from max_whisper.config import ModelDimensions
+from max_whisper.config import HEAD_DIM, ModelDimensions
 from max_whisper.errors import AudioError, OptionError
-from max_whisper.ops import HEAD, PANEL
+from max_whisper.packing import PANEL
 from max_whisper.runtime import session
 from max_whisper.tokenizer import Vocabulary
 from max_whisper.transcribe import Transcription, transcribe
@@ -157,8 +157,8 @@ class Decoder:
         self._past = np.zeros(self._batch, np.int32)
         self._unasked = np.full(self._batch, -1, np.int32)
         self._mask = np.zeros(dims.n_vocab, np.uint8)
-        keys = (self._batch, dims.n_text_head, -(-dims.n_text_ctx // PANEL), HEAD, PANEL)
-        values = (self._batch, dims.n_text_head, dims.n_text_ctx, HEAD)
+        keys = (self._batch, dims.n_text_head, -(-dims.n_text_ctx // PANEL), HEAD_DIM, PANEL)
+        values = (self._batch, dims.n_text_head, dims.n_text_ctx, HEAD_DIM)
         self._caches: list[Buffer] = []
         for layer in range(dims.n_text_layer):
             # Uninitialised: attention reads no key or value that was not written.

@@ -14,13 +14,11 @@ from pathlib import Path
 from max.dtype import DType
 from max.graph import BufferValue, DimLike, TensorType, TensorValue, ops
 
+from max_whisper.config import HEAD_DIM as HEAD
 from max_whisper.packing import PANEL
 
 KERNELS = Path(__file__).resolve().parent / "kernels"
 """The Mojo package with the kernels, as `Graph(custom_extensions=[KERNELS])` takes it."""
-
-HEAD = 64
-"""Elements of one attention head, in every Whisper model."""
 
 
 def log_mel(
@@ -116,9 +114,7 @@ def attention(queries: TensorValue, keys: TensorValue, values: TensorValue) -> T
     return _custom("whisper_attention", [queries, keys, values], [out])[0]
 
 
-def cached_attention(
-    rows: TensorValue, past: TensorValue, keys: BufferValue, values: BufferValue
-) -> TensorValue:
+def cached_attention(rows: TensorValue, past: TensorValue, keys: BufferValue, values: BufferValue) -> TensorValue:
     """Appends new keys and values to a KV cache in place, then causal attention over it.
 
     Args:

@@ -5,7 +5,6 @@ process maps the file and lets the operating system bring in what is read.
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -136,7 +135,7 @@ def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:
             for tensor in tensors.values():
                 file.write(tensor.data)
             file.flush()
-            os.replace(file.name, path)
+            Path(file.name).replace(path)
         except BaseException:
             Path(file.name).unlink(missing_ok=True)
             raise

@@ -74,7 +74,9 @@ def cpu_target() -> str:
     for level in CPU_LEVELS:
         if level.features <= cpu_features():
             return level.name
-    raise DeviceError("this CPU has no SSE4.2, the least the kernels are compiled for; use an x86-64 CPU of 2009 or later")
+    raise DeviceError(
+        "this CPU has no SSE4.2, the least the kernels are compiled for; use an x86-64 CPU of 2009 or later"
+    )
 
 
 @cache
@@ -104,7 +106,9 @@ def check_device(device: str, dtype: str) -> None:
         found = accelerator_count()
         if found == 0:
             raise DeviceError("device 'gpu': MAX finds no accelerator on this machine; use device 'cpu'")
-        raise DeviceError(f"device 'gpu': {found} found, but the kernels have CPU bodies only, so far; use device 'cpu'")
+        raise DeviceError(
+            f"device 'gpu': {found} found, but the kernels have CPU bodies only, so far; use device 'cpu'"
+        )
 
 
 def describe() -> dict[str, str]:

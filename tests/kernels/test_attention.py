@@ -92,7 +92,9 @@ def test_cached_attention(rng, steps):
         for b in range(batch):
             seen[b] = np.concatenate([seen[b][: past[b]], rows[b]])
             q = seen[b][None, past[b] :].astype(np.float64)
-            expected = references.attention(q, *pack(seen[b][None].astype(np.float64), heads), first_visible=past[b] + 1)
+            expected = references.attention(
+                q, *pack(seen[b][None].astype(np.float64), heads), first_visible=past[b] + 1
+            )
             np.testing.assert_allclose(result[b], expected[0], **FLOAT32_TOLERANCE)
         past = past + length
         if step == 0:
@@ -100,7 +102,8 @@ def test_cached_attention(rng, steps):
 
 
 @pytest.mark.parametrize(
-    ("past", "message"), [(49, "row 1 holds 49 keys and 2 more are to come, the cache takes 50"), (-1, "row 1 holds -1")]
+    ("past", "message"),
+    [(49, "row 1 holds 49 keys and 2 more are to come, the cache takes 50"), (-1, "row 1 holds -1")],
 )
 def test_cache_bounds(rng, past, message):
     rows = rng.standard_normal((2, 2, 3 * 2 * HEAD), dtype=np.float32)

@@ -28,9 +28,7 @@ def arguments(
 @pytest.mark.parametrize("length", [1, 4, CONTEXT])
 @pytest.mark.parametrize("batch", [1, 2, 3, 7])
 def test_matches_reference(rng, batch, length, depth):
-    check(
-        ops.embed, arguments(rng, batch, length, depth), references.embed, n_vocab=VOCABULARY, rtol=1e-6, atol=1e-6
-    )
+    check(ops.embed, arguments(rng, batch, length, depth), references.embed, n_vocab=VOCABULARY, rtol=1e-6, atol=1e-6)
 
 
 def test_every_token_and_position(rng):

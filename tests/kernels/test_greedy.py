@@ -60,10 +60,7 @@ def random_rules(rng: np.random.Generator, batch: int, mask: np.ndarray, first: 
 def test_random_rules(rng, batch, vocabulary, depth):
     mask = rng.choice(np.arange(8, dtype=np.uint8) % 3, vocabulary)
     mask[rng.integers(vocabulary)] = 0
-    if vocabulary <= FIRST:
-        rules = np.array([EVERYTHING] * batch, np.int32)
-    else:
-        rules = random_rules(rng, batch, mask, FIRST)
+    rules = np.array([EVERYTHING] * batch, np.int32) if vocabulary <= FIRST else random_rules(rng, batch, mask, FIRST)
     arrays = [*rows(rng, batch, depth, vocabulary), mask, rules]
     check(ops.greedy, arrays, references.greedy, timestamp_begin=FIRST, **FLOAT32_TOLERANCE)
 
@@ -123,7 +120,9 @@ def test_a_row_does_not_depend_on_the_others(rng):
     rules = random_rules(rng, 7, mask, FIRST)
     tokens, log_probs = run(ops.greedy, hidden, at, panels, mask, rules, timestamp_begin=FIRST)
     for b in range(7):
-        alone = run(ops.greedy, *(x[b : b + 1] for x in (hidden, at)), panels, mask, rules[b:b+1], timestamp_begin=FIRST)
+        alone = run(
+            ops.greedy, *(x[b : b + 1] for x in (hidden, at)), panels, mask, rules[b : b + 1], timestamp_begin=FIRST
+        )
         np.testing.assert_array_equal([tokens[b : b + 1], log_probs[b : b + 1]], alone)
 
 
@@ -175,9 +174,7 @@ def test_token_probability_of_no_row_reads_nothing(rng):
 @pytest.mark.parametrize("vocabulary", [1, 16, 17])
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 100])
 def test_logits(rng, batch, vocabulary):
-    check(
-        ops.logits, rows(rng, batch, 61, vocabulary), references.logits, n_vocab=vocabulary, rtol=0, atol=0
-    )
+    check(ops.logits, rows(rng, batch, 61, vocabulary), references.logits, n_vocab=vocabulary, rtol=0, atol=0)
 
 
 def test_no_rows(rng):
@@ -225,8 +222,8 @@ def test_refuses(rng, change, message):
 
 def test_others_refuse(rng):
     hidden, at, panels = rows(rng, 2, 24, 17)
+    spoilt = put(hidden.copy(), (1, at[1], 3), np.nan)
     with pytest.raises(ValueError, match="the logits of row 1 are not finite"):
-        spoilt = put(hidden.copy(), (1, at[1], 3), np.nan)
         eager.call(ops.token_probability, spoilt, at, panels, n_vocab=17, token=16)
     with pytest.raises(ValueError, match=r"at\[1\] is -2, expected -1 to 2"):
         eager.call(ops.token_probability, hidden, put(at, (1,), -2), panels, n_vocab=17, token=16)
