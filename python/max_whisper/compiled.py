@@ -29,7 +29,7 @@ Say = Callable[[str], None]
 def entries() -> list[Path]:
     """The cache's entries."""
     folder = cache_dir() / "compiled"
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return sorted(path for path in folder.glob("[!.]*") if path.is_dir())
 
 
 def build(

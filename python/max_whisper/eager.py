@@ -72,8 +72,8 @@ def call(op: Op, *arrays: np.ndarray, **parameters: Any) -> Any:
         ValueError: An argument has a shape or dtype the op refuses.
     """
     buffers = [Buffer.from_numpy(np.ascontiguousarray(array)) for array in arrays]
-    results = tuple(result.to_numpy() for result in compile_op(op, buffers, parameters).execute(*buffers))
-    return results if len(results) > 1 else results[0]
+    results = [result.to_numpy() for result in compile_op(op, buffers, parameters).execute(*buffers)]
+    return results[0] if len(results) == 1 else tuple(results)
 
 
 def in_place(*positions: int) -> Callable[[Op], Op]:

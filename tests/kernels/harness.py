@@ -14,7 +14,7 @@ from max.engine import Model
 
 from max_whisper import eager
 
-FLOAT32_TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
+FLOAT32_TOLERANCE: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-5}
 """For sums of up to a few thousand float32 products of unit scale: rounding grows like sqrt(K) * 2**-24."""
 
 

@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from max_whisper import packed
+from max_whisper.checkpoint import Checkpoint
+from max_whisper.config import ModelDimensions, expected_tensors
+from max_whisper.errors import CheckpointError
+from max_whisper.tokenizer import Vocabulary
+
+DIMS = ModelDimensions(80, 1500, 64, 1, 1, 51864, 448, 64, 1, 2)
+FLOAT32 = np.dtype("float32")
+
+
+@pytest.fixture
+def checkpoint() -> Checkpoint:
+    """Weights that tell where they come from: every element of the n-th tensor is n plus a fraction that counts."""
+    tensors = {
+        name: (n + np.arange(np.prod(shape)).reshape(shape) % 1024 / 1024).astype(np.float16)
+        for n, (name, shape) in enumerate(expected_tensors(DIMS).items())
+    }
+    return Checkpoint(DIMS, tensors, Vocabulary({}, 99), "a test", "0123456789abcdef" * 4)
+
+
+def unpack(panels: np.ndarray, columns: int) -> np.ndarray:
+    return panels.swapaxes(1, 2).reshape(-1, panels.shape[1])[:columns]
+
+
+def test_every_tensor_is_used_once():
+    sources = [source for recipe in packed.recipes(DIMS).values() for source in recipe.sources if source]
+    assert sorted(sources) == sorted(expected_tensors(DIMS))
+
+
+def test_fused_layers(checkpoint):
+    weights, t = packed.pack(checkpoint, FLOAT32), checkpoint.tensors
+    block = "decoder.blocks.1"
+    qkv = np.concatenate([t[f"{block}.attn.{part}.weight"] for part in ("query", "key", "value")])
+    np.testing.assert_array_equal(unpack(weights[f"{block}.attn.qkv.weight"], 192), qkv)
+    bias = [t[f"{block}.cross_attn.value.bias"]]
+    np.testing.assert_array_equal(weights[f"{block}.cross_attn.kv.bias"], np.concatenate([np.zeros(64), *bias]))
+
+
+def test_convolution(checkpoint):
+    weight = checkpoint.tensors["encoder.conv1.weight"]
+    rows = unpack(packed.pack(checkpoint, FLOAT32)["encoder.conv1.weight"], 64)
+    for tap in range(3):
+        np.testing.assert_array_equal(rows[:, tap * 80 : (tap + 1) * 80], weight[:, :, tap])
+
+
+def test_vocabulary_keeps_every_token(checkpoint):
+    panels = packed.pack(checkpoint, FLOAT32)["decoder.token_embedding.weight"]
+    np.testing.assert_array_equal(unpack(panels, 51864), checkpoint.tensors["decoder.token_embedding.weight"])
+    assert not panels[-1, :, 8:].any()
+
+
+def test_is_written_once_and_mapped(checkpoint, tmp_path, monkeypatch):
+    expected = packed.pack(checkpoint, FLOAT32)
+    said: list[str] = []
+    packed.load(checkpoint, FLOAT32, tmp_path, said.append)
+    monkeypatch.setattr(packed, "pack", lambda *_: pytest.fail("packed again"))
+    weights = packed.load(checkpoint, FLOAT32, tmp_path, said.append)
+    assert len(said) == 1
+    assert list(weights) == list(expected)
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(weight, expected[name])
+        assert weight.ctypes.data % packed.ALIGNMENT == 0
+        assert not weight.flags.writeable
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:100], lambda data: b"\0" * len(data)])
+def test_a_damaged_file_is_written_again(checkpoint, tmp_path, damage):
+    packed.load(checkpoint, FLOAT32, tmp_path)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.unlink()  # the first result still maps the old file
+    path.write_bytes(damage(whole))
+    packed.load(checkpoint, FLOAT32, tmp_path)
+    assert path.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_numbers_that_are_none(checkpoint, tmp_path: Path, bad):
+    tensor = checkpoint.tensors["encoder.blocks.0.mlp.2.weight"].copy()
+    tensor[3, 5] = bad
+    checkpoint.tensors["encoder.blocks.0.mlp.2.weight"] = tensor
+    with pytest.raises(CheckpointError, match=r"a test: encoder\.blocks\.0\.mlp\.2\.weight holds NaN or infinity"):
+        packed.load(checkpoint, FLOAT32, tmp_path)
+    assert list(tmp_path.iterdir()) == []
