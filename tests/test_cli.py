@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import max_whisper.model
+from max_whisper.checkpoint import Checkpoint
 from max_whisper.cli import app
 from max_whisper.console import TranscriptPrinter
 from max_whisper.errors import DeviceError, OutputError
@@ -40,7 +41,10 @@ class Loads:
         self.calls: list[tuple[str, str, str]] = []
         self.options: list[dict[str, Any]] = []
 
-    def __call__(self, name: str, device: str, dtype: str, *, progress: Callable[[str], None]) -> FakeModel:
+    def __call__(
+        self, checkpoint: Checkpoint, device: str, dtype: str, *, progress: Callable[[str], None]
+    ) -> FakeModel:
+        name = checkpoint.source.split()[0]  # "tiny.en from ..."
         self.calls.append((name, device, dtype))
         model = FakeModel(name, Script(dimensions(name).n_vocab, TOKENIZER.eot, SAID))
         original = model.transcribe
@@ -264,21 +268,23 @@ def test_interrupted(recording: Callable[..., str], monkeypatch: pytest.MonkeyPa
 
 
 def test_build_compiles_for_the_models_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from max_whisper import compiled
+    from max_whisper import compiled, packed
 
-    calls = []
+    calls, packs = [], []
 
     def build(dims: Any, device: str, dtype: str, *, force: bool, progress: Callable[[str], None]) -> Path:
         calls.append((dims, device, dtype, force))
         progress("compiling ...")
-        return Path("/cache")
+        return Path("/cache/graphs.mef")
 
     monkeypatch.setattr(compiled, "build", build)
+    monkeypatch.setattr(packed, "load", lambda checkpoint, dtype, say: packs.append((checkpoint.dims, dtype)))
     for arguments, force in ((["--model", "tiny.en"], False), (["-m", "tiny.en", "--force"], True)):
         result = CliRunner().invoke(app, ["build", *arguments])
         assert (result.exit_code, result.stdout) == (0, "")
         assert result.stderr == "max-whisper: compiling ...\nmax-whisper: the graphs of tiny.en are in /cache\n"
         assert calls.pop() == (dimensions("tiny.en"), "cpu", "float32", force)
+        assert packs.pop() == (dimensions("tiny.en"), "float32")
     assert CliRunner().invoke(app, ["build", "--model", "huge"]).exit_code == 1
 
 

@@ -23,6 +23,14 @@ def checkpoint() -> Checkpoint:
     return Checkpoint(DIMS, tensors, Vocabulary({}, 99), "a test", "0123456789abcdef" * 4)
 
 
+@pytest.fixture
+def cache(monkeypatch, tmp_path) -> Path:
+    """The folder of packed weights in a cache of the test's own."""
+    monkeypatch.setenv("MAX_WHISPER_CACHE", str(tmp_path))
+    (tmp_path / "packed").mkdir()
+    return tmp_path / "packed"
+
+
 def unpack(panels: np.ndarray, columns: int) -> np.ndarray:
     return panels.swapaxes(1, 2).reshape(-1, panels.shape[1])[:columns]
 
@@ -54,12 +62,12 @@ def test_vocabulary_keeps_every_token(checkpoint):
     assert not panels[-1, :, 8:].any()
 
 
-def test_is_written_once_and_mapped(checkpoint, tmp_path, monkeypatch):
+def test_is_written_once_and_mapped(checkpoint, cache, monkeypatch):
     expected = packed.pack(checkpoint, FLOAT32)
     said: list[str] = []
-    packed.load(checkpoint, FLOAT32, tmp_path, said.append)
+    packed.load(checkpoint, "float32", said.append)
     monkeypatch.setattr(packed, "pack", lambda *_: pytest.fail("packed again"))
-    weights = packed.load(checkpoint, FLOAT32, tmp_path, said.append)
+    weights = packed.load(checkpoint, "float32", said.append)
     assert len(said) == 1
     assert list(weights) == list(expected)
     for name, weight in weights.items():
@@ -69,22 +77,22 @@ def test_is_written_once_and_mapped(checkpoint, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:100], lambda data: b"\0" * len(data)])
-def test_a_damaged_file_is_written_again(checkpoint, tmp_path, damage):
-    packed.load(checkpoint, FLOAT32, tmp_path)
-    (path,) = tmp_path.iterdir()
+def test_a_damaged_file_is_written_again(checkpoint, cache, damage):
+    packed.load(checkpoint, "float32")
+    (path,) = cache.iterdir()
     whole = path.read_bytes()
     path.unlink()  # the first result still maps the old file
     path.write_bytes(damage(whole))
-    packed.load(checkpoint, FLOAT32, tmp_path)
+    packed.load(checkpoint, "float32")
     assert path.read_bytes() == whole
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(cache.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_numbers_that_are_none(checkpoint, tmp_path: Path, bad):
+def test_numbers_that_are_none(checkpoint, cache, bad):
     tensor = checkpoint.tensors["encoder.blocks.0.mlp.2.weight"].copy()
     tensor[3, 5] = bad
     checkpoint.tensors["encoder.blocks.0.mlp.2.weight"] = tensor
     with pytest.raises(CheckpointError, match=r"a test: encoder\.blocks\.0\.mlp\.2\.weight holds NaN or infinity"):
-        packed.load(checkpoint, FLOAT32, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+        packed.load(checkpoint, "float32")
+    assert list(cache.iterdir()) == []

@@ -155,7 +155,8 @@ def transcribe(
         parse_clips(clip_timestamps)
         check_device(device, dtype)
         outputs = Outputs(output_format, output_dir, files)
-        get_tokenizer(load_checkpoint(model).vocabulary, language=language, task=task)  # refuses what it does not know
+        checkpoint = load_checkpoint(model)
+        get_tokenizer(checkpoint.vocabulary, language=language, task=task)  # refuses what it does not know
         failed: list[str] = []
         recordings = _recordings([file for file in files if _is_there(file, failed)], failed)
         first = next(recordings, None)  # nothing is compiled for a recording that cannot be read
@@ -164,7 +165,7 @@ def transcribe(
 
         from max_whisper.model import load_model
 
-        whisper = load_model(model, device, dtype, progress=say)
+        whisper = load_model(checkpoint, device, dtype, progress=say)
         for file, samples in chain([first], recordings):
             if len(files) > 1:
                 print(f"==> {file} <==", flush=True)
@@ -237,11 +238,13 @@ def build(
     The first transcription with a model does it otherwise; both keep what they compiled in the cache.
     """
     with _errors_as_lines():
-        from max_whisper import compiled
+        from max_whisper import compiled, packed
         from max_whisper.checkpoint import load_checkpoint
 
-        folder = compiled.build(load_checkpoint(model).dims, device, dtype, force=force, progress=say)
-        say(f"the graphs of {model} are in {folder}")
+        checkpoint = load_checkpoint(model)
+        graphs = compiled.build(checkpoint.dims, device, dtype, force=force, progress=say)
+        packed.load(checkpoint, dtype, say)
+        say(f"the graphs of {model} are in {graphs.parent}")
 
 
 @app.command()

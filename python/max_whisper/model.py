@@ -10,7 +10,6 @@ from max.driver import CPU, Buffer
 from max.dtype import DType
 
 from max_whisper import compiled, decoding, packed, target
-from max_whisper.cache import cache_dir
 from max_whisper.checkpoint import Checkpoint, load_checkpoint
 from max_whisper.config import HEAD_DIM, ModelDimensions
 from max_whisper.errors import AudioError, OptionError
@@ -74,7 +73,7 @@ class Whisper:
         self.vocabulary: Vocabulary = checkpoint.vocabulary
         self.device, self.dtype = device, dtype
         mef = compiled.build(self.dims, device, dtype, progress=progress)
-        self._weights = packed.load(checkpoint, np.dtype(dtype), cache_dir() / "packed", progress=progress)
+        self._weights = packed.load(checkpoint, dtype, progress)
         # The models read the weights where they lie; whoever holds the models must hold them too.
         self._models = session().load_all(mef, weights_registry=self._weights)
 
@@ -231,7 +230,7 @@ class Decoder:
 
 
 def load_model(
-    name: str | Path,
+    name: str | Path | Checkpoint,
     device: str = "cpu",
     dtype: str = "float32",
     *,
@@ -240,7 +239,7 @@ def load_model(
     """Loads a model by its Whisper name, its hub id or its folder; compiles its graphs on first use.
 
     Args:
-        name: "tiny.en", "base" ..., "organisation/name", or the path of a checkpoint.
+        name: "tiny.en", "base" ..., "organisation/name", the path of a checkpoint, or a checkpoint.
         device: "cpu", or "auto" for the best device there is.
         dtype: "float32".
         progress: Is told, in words, what takes long on first use.
@@ -251,4 +250,5 @@ def load_model(
         DeviceError: The device or dtype is not there.
     """
     target.check_device(device, dtype)
-    return Whisper(load_checkpoint(name), "cpu" if device == "auto" else device, dtype, progress=progress)
+    checkpoint = name if isinstance(name, Checkpoint) else load_checkpoint(name)
+    return Whisper(checkpoint, "cpu" if device == "auto" else device, dtype, progress=progress)

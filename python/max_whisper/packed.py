@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from max_whisper.cache import cache_dir
 from max_whisper.checkpoint import Checkpoint
 from max_whisper.checkpoint.safetensors_file import read_safetensors
 from max_whisper.config import ModelDimensions
@@ -84,21 +85,18 @@ def pack(checkpoint: Checkpoint, dtype: np.dtype) -> dict[str, np.ndarray]:
     return {name: _cook(name, recipe, checkpoint, dtype) for name, recipe in recipes(checkpoint.dims).items()}
 
 
-def load(
-    checkpoint: Checkpoint, dtype: np.dtype, directory: Path, progress: Callable[[str], None] | None = None
-) -> dict[str, np.ndarray]:
+def load(checkpoint: Checkpoint, dtype: str, progress: Callable[[str], None] | None = None) -> dict[str, np.ndarray]:
     """Returns the packed weights, mapped from the cache; packs them first if the cache has none for this checkpoint.
 
     Args:
         checkpoint: The weights and what identifies them.
         dtype: Element type of the packed weights.
-        directory: The cache's folder for packed weights.
         progress: Is told when packing begins.
 
     Raises:
         CheckpointError: As `pack`.
     """
-    path = directory / f"{checkpoint.fingerprint[:32]}-{dtype.name}-v{LAYOUT_VERSION}.safetensors"
+    path = cache_dir() / "packed" / f"{checkpoint.fingerprint[:32]}-{dtype}-v{LAYOUT_VERSION}.safetensors"
     expected = recipes(checkpoint.dims)
     if path.is_file():
         try:
@@ -109,7 +107,7 @@ def load(
             return tensors
     if progress:
         progress(f"packing the weights of {checkpoint.source} ...")
-    _write(path, pack(checkpoint, dtype))
+    _write(path, pack(checkpoint, np.dtype(dtype)))
     return read_safetensors(path)
 
 
