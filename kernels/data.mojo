@@ -52,9 +52,7 @@ def require_size(found: Int, expected: Int, op: StaticString, name: StaticString
         raise Error(op, ": ", name, " is ", found, ", expected ", expected)
 
 
-def require_between(
-    found: Int, lowest: Int, highest: Int, op: StaticString, name: StaticString, *index: Int
-) raises:
+def require_between(found: Int, lowest: Int, highest: Int, op: StaticString, name: StaticString, *index: Int) raises:
     """Raises unless an element lies in a range.
 
     Args:
@@ -69,10 +67,10 @@ def require_between(
         An error that names them.
     """
     if not lowest <= found <= highest:
-        var where = String(index[0])
+        var place = String(index[0])
         for i in range(1, len(index)):
-            where += String(", ", index[i])
-        raise Error(op, ": ", name, "[", where, "] is ", found, ", expected ", lowest, " to ", highest)
+            place += String(", ", index[i])
+        raise Error(op, ": ", name, "[", place, "] is ", found, ", expected ", lowest, " to ", highest)
 
 
 def require_contiguous(x: InputTensor, op: StaticString, name: StaticString) raises:

@@ -99,7 +99,8 @@ def _log_mel_frames(count: Int, padding: Int) raises -> Int:
 
 @extensibility.register("whisper_linear")
 struct Linear:
-    """Computes y = f(x @ W^T + b), f the identity or GELU: x (..., K), weight (ceil(N/16), K, 16), bias (N) -> (..., N)."""
+    """Computes y = f(x @ W^T + b), f the identity or GELU: x (..., K), weight (ceil(N/16), K, 16), bias (N) -> (..., N).
+    """
 
     @staticmethod
     def execute[
@@ -381,9 +382,7 @@ struct CachedAttention:
                     "row ", b, " holds ", past[b], " keys and ", length, " more are to come, the cache takes ", capacity
                 ),
             )
-        store_heads(
-            data(keys), data(values), capacity, data(rows), rows.dim_size(2), data(past), batch, heads, length
-        )
+        store_heads(data(keys), data(values), capacity, data(rows), rows.dim_size(2), data(past), batch, heads, length)
         Attention(
             data(output),
             data(rows),
@@ -400,7 +399,8 @@ struct CachedAttention:
 
 @extensibility.register("whisper_layer_norm")
 struct LayerNorm:
-    """Normalises each row to mean 0 and variance 1, then scales and shifts it: x (..., D), gamma (D), beta (D) -> (..., D)."""
+    """Normalises each row to mean 0 and variance 1, then scales and shifts it: x (..., D), gamma (D), beta (D) -> (..., D).
+    """
 
     @staticmethod
     def execute[
@@ -420,7 +420,8 @@ struct LayerNorm:
 
 @extensibility.register("whisper_add_layer_norm")
 struct AddLayerNorm:
-    """Computes s = x + r and its layer norm: x and r (..., D), gamma (D), beta (D) -> s (..., D), normalised (..., D)."""
+    """Computes s = x + r and its layer norm: x and r (..., D), gamma (D), beta (D) -> s (..., D), normalised (..., D).
+    """
 
     @staticmethod
     def execute[
@@ -473,7 +474,8 @@ def _check_layer_norm[
 
 @extensibility.register("whisper_embed")
 struct Embed:
-    """Computes E[tokens[b, t]] + P[past[b] + t]: tokens (B, T), past (B), E (ceil(V/16), D, 16), P (n_ctx, D) -> (B, T, D)."""
+    """Computes E[tokens[b, t]] + P[past[b] + t]: tokens (B, T), past (B), E (ceil(V/16), D, 16), P (n_ctx, D) -> (B, T, D).
+    """
 
     @staticmethod
     def execute[
@@ -622,9 +624,7 @@ struct Logits:
         )
 
 
-def _check_vocabulary(
-    vocabulary: InputTensor[rank=3, ...], depth: Int, tokens: Int, op: StaticString
-) raises:
+def _check_vocabulary(vocabulary: InputTensor[rank=3, ...], depth: Int, tokens: Int, op: StaticString) raises:
     require(depth > 0 and tokens > 0, op, "D and V must be positive")
     require_size(vocabulary.dim_size(0), (tokens + PANEL - 1) // PANEL, op, "the number of vocabulary panels")
     require_size(vocabulary.dim_size(1), depth, op, "D of the vocabulary")

@@ -25,7 +25,8 @@ class Engine:
 
     def run(self, task: str) -> dict:
         """Runs one task and returns its answer."""
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         print(task, file=self._process.stdin, flush=True)
         return json.loads(self._process.stdout.readline())
 

@@ -88,9 +88,7 @@ def multiply_block[
 
 
 @no_inline  # inlined, a plain copy of the sums is dropped by the optimiser (Mojo 1.2.0)
-def _finish[
-    E: Epilogue, //
-](rows: Int, row: Int, begin: Int, end: Int, sums: Data[DType.float32], epilogue: E):
+def _finish[E: Epilogue, //](rows: Int, row: Int, begin: Int, end: Int, sums: Data[DType.float32], epilogue: E):
     """Hands the sums of a tile to the epilogue: columns `begin ..< end` of `rows` rows from `row` on."""
     var whole = begin + (end - begin) // WIDTH * WIDTH
     for i in range(rows):
@@ -103,15 +101,7 @@ def _finish[
 
 def multiply[
     a_type: DType, b_type: DType, E: Epilogue, //
-](
-    a: Data[a_type],
-    a_stride: Int,
-    b: Data[b_type],
-    rows: Int,
-    columns: Int,
-    depth: Int,
-    epilogue: E,
-):
+](a: Data[a_type], a_stride: Int, b: Data[b_type], rows: Int, columns: Int, depth: Int, epilogue: E,):
     """Computes the whole product on all threads.
 
     Args:
@@ -128,9 +118,7 @@ def multiply[
 
         @always_inline
         def some_rows(begin: Int, end: Int) {imm}:
-            multiply_block(
-                a, a_stride, b, depth, begin * ROWS, min(end * ROWS, rows), 0, panels, columns, epilogue
-            )
+            multiply_block(a, a_stride, b, depth, begin * ROWS, min(end * ROWS, rows), 0, panels, columns, epilogue)
 
         share(some_rows, ceildiv(rows, ROWS))
     else:
