@@ -93,3 +93,22 @@ def greedy(hidden, at, vocabulary, suppress_mask, rules, *, timestamp_begin: int
             text[:] = -np.inf
     picked = masked.argmax(-1)
     return picked, log_softmax(masked)[np.arange(len(picked)), picked]
+
+
+def unpack_filters(runs, weights, bins: int = 201):
+    """(n, 2) and weights -> (n, bins)."""
+    filters = np.zeros((len(runs), bins))
+    ends = np.cumsum(runs[:, 1])
+    for row, (first, count), end in zip(filters, runs, ends, strict=True):
+        row[first : first + count] = weights[end - count : end]
+    return filters
+
+
+def log_mel(samples, padding, runs, weights):
+    """Cut into frames, windowed, transformed and filtered, one whole array after another."""
+    samples = np.pad(samples, ((0, 0), (0, int(padding[0]))))
+    mirrored = np.pad(samples, ((0, 0), (200, 200)), mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(mirrored, 400, axis=1)[:, ::160][:, : samples.shape[1] // 160]
+    power = np.abs(np.fft.rfft(frames * (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)))) ** 2
+    logs = np.log10(np.maximum(unpack_filters(runs, weights) @ power.transpose(0, 2, 1), 1e-10))
+    return (np.maximum(logs, logs.max(axis=(1, 2), keepdims=True) - 8) + 4) / 4
