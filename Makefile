@@ -12,7 +12,7 @@ test: .venv/installed-test ## Run all tests
 	$(BIN)/python -m pytest
 
 bench: .venv/installed-test ## Time every kernel against MAX's built-in ops
-	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-group-by=group
+	$(BIN)/python -m pytest bench -q --benchmark-enable --benchmark-quiet
 
 peers: .venv/installed-test .peers/installed ## Compare with openai-whisper, in turns: make peers FILES="a.flac b.wav"
 	$(BIN)/python bench/peers/openai_whisper.py .peers/bin/python tiny.en $(FILES)
