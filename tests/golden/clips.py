@@ -5,14 +5,16 @@ repository); the others come with packages; `synthetic/*` is computed. A clip th
 """
 
 import hashlib
-import importlib.util
 import os
+import site
+import sysconfig
 from pathlib import Path
 
 import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SPEECH = Path(os.environ.get("MAX_WHISPER_SPEECH", REPOSITORY.parent / "shared" / "speech"))
+PACKAGES = [Path(sysconfig.get_path("purelib")), *map(Path, site.getsitepackages()), REPOSITORY / ".venv" / "speech"]
 PACKAGE_FOLDERS = {
     "pytest-audioeval": ("pytest_audioeval", "samples/audio", "*/*.wav"),
     "moonshine-voice": ("moonshine_voice", "assets", "*.wav"),
@@ -24,9 +26,7 @@ def paths() -> dict[str, Path]:
     """Every recording on this machine: name to file, in a fixed order."""
     folders = [("speech", SPEECH, "*.flac"), ("speech", SPEECH, "*.wav")]
     for name, (package, subfolder, pattern) in PACKAGE_FOLDERS.items():
-        spec = importlib.util.find_spec(package)  # does not import it
-        if spec is not None and spec.submodule_search_locations:
-            folders.append((name, Path(spec.submodule_search_locations[0]) / subfolder, pattern))
+        folders += [(name, root / package / subfolder, pattern) for root in PACKAGES]  # nothing is imported
     found = {}
     for name, root, pattern in folders:
         found |= {f"{name}/{path.relative_to(root).as_posix()}": path for path in sorted(root.glob(pattern))}
