@@ -9,7 +9,7 @@ from typing import Any
 from pytest_benchmark.fixture import BenchmarkFixture
 
 ROUNDS = 100
-SECONDS = 5.0
+SECONDS = 2.0
 
 
 def compare(

@@ -1,0 +1,55 @@
+"""One pick over the whole vocabulary, for one sequence and for five.
+
+The graph of built-in ops multiplies with the transposed vocabulary matrix, adds a mask, lets the timestamps outweigh the
+text where they do, and takes the largest log probability.
+"""
+
+import numpy as np
+import pytest
+from max.graph import TensorValue
+from max.graph import ops as max_ops
+
+from bench.cases import STATES, call, random
+from bench.compare import compare
+from max_whisper import eager, ops
+from max_whisper.packing import pack_linear
+
+VOCABULARY, TIMESTAMPS = 51865, 50364
+TIMESTAMP_RULE = 128
+NEVER = np.float32(-1e30)  # added to a logit
+
+
+def builtin(
+    hidden: TensorValue, vocabulary: TensorValue, mask: TensorValue, text: TensorValue
+) -> tuple[TensorValue, TensorValue]:
+    """Hidden (B, D), vocabulary (D, V), mask (V), text (V): NEVER for text, 0 for timestamps -> (B, 1), (B, 1)."""
+    weight = vocabulary.rebind([hidden.shape[1], VOCABULARY])
+    logits = max_ops.matmul(hidden, weight) + mask.rebind([VOCABULARY])
+    log_probs = max_ops.logsoftmax(logits)
+    timestamps = max_ops.sum(max_ops.exp(log_probs[:, TIMESTAMPS:]), axis=-1)
+    best_text = max_ops.exp(max_ops.max(log_probs[:, :TIMESTAMPS], axis=-1))
+    log_probs = max_ops.logsoftmax(max_ops.where(timestamps > best_text, logits + text.rebind([VOCABULARY]), logits))
+    return max_ops.argmax(log_probs, axis=-1), max_ops.max(log_probs, axis=-1)
+
+
+eager.prepare(ops.greedy, "f32[3] i32[1] f32[3] u8[1] i32[2]", timestamp_begin=TIMESTAMPS)
+eager.prepare(builtin, "f32[2] f32[2] f32[1] f32[1]")
+
+
+@pytest.mark.benchmark(group="greedy")
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("model", STATES)
+def test_greedy(benchmark, model, batch):
+    state = STATES[model]
+    hidden, embedding = random(batch, state), random(VOCABULARY, state) / np.float32(np.sqrt(state))
+    mask = (np.arange(VOCABULARY) % 10 == 0).astype(np.uint8)
+    text = np.where(np.arange(VOCABULARY) < TIMESTAMPS, NEVER, np.float32(0))
+    rules = np.array([(TIMESTAMP_RULE | 1, 0, TIMESTAMPS, VOCABULARY)] * batch, np.int32)
+    at = np.zeros(batch, np.int32)
+    compare(
+        benchmark,
+        call(ops.greedy, hidden[:, None], at, pack_linear(embedding), mask, rules, timestamp_begin=TIMESTAMPS),
+        call(builtin, hidden, embedding.T, np.where(mask, NEVER, np.float32(0)), text),
+        flops=2 * batch * VOCABULARY * state,
+        bytes=4 * VOCABULARY * state,
+    )
