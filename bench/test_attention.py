@@ -12,6 +12,9 @@ from max_whisper.ops import HEAD
 
 def builtin(q: TensorValue, k: TensorValue, v: TensorValue) -> TensorValue:
     """The composition: scores, softmax and sums pass through memory. Heads are laid out already."""
+    batch, heads, _, head = q.shape
+    k = k.rebind([batch, heads, head, v.shape[2]])
+    v = v.rebind([batch, heads, v.shape[2], head])
     return max_ops.matmul(max_ops.softmax(max_ops.matmul(q, k) * 0.125), v)
 
 

@@ -12,6 +12,8 @@ from max_whisper.packing import pack_conv1d
 
 def builtin(x: TensorValue, weight: TensorValue, bias: TensorValue, *, stride: int) -> TensorValue:
     """A 2-D convolution of height 1: x (B, 1, T, C), weight (1, 3, C, N)."""
+    weight = weight.rebind([1, 3, x.shape[3], bias.shape[0]])
+    x = x.rebind([x.shape[0], 1, x.shape[2], x.shape[3]])
     return max_ops.gelu(max_ops.conv2d(x, weight, stride=(1, stride), padding=(0, 0, 1, 1)) + bias)
 
 

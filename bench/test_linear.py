@@ -11,7 +11,7 @@ from max_whisper.packing import pack_linear
 
 
 def builtin(x: TensorValue, weight: TensorValue, bias: TensorValue, *, gelu: bool) -> TensorValue:
-    y = max_ops.matmul(x, weight) + bias
+    y = max_ops.matmul(x, weight.rebind([x.shape[1], bias.shape[0]])) + bias
     return max_ops.gelu(y) if gelu else y
 
 
