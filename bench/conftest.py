@@ -2,6 +2,7 @@
 
 import pytest
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -16,5 +17,7 @@ def pytest_terminal_summary(config: pytest.Config) -> None:
         table.add_column(column, justify="right")
     for name, info in rows:
         rates = [f"{info[key]:.1f}" if key in info else "" for key in ("gflop_per_s", "gb_per_s")]
-        table.add_row(name, f"{info['ours_ms']:.3f}", f"{info['theirs_ms']:.3f}", f"{info['ratio']:.2f}", *rates)
+        table.add_row(
+            escape(name), f"{info['ours_ms']:.3f}", f"{info['theirs_ms']:.3f}", f"{info['ratio']:.2f}", *rates
+        )
     Console(width=120).print(table)
