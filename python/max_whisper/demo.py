@@ -29,7 +29,7 @@ def recording() -> Path:
 
 if __name__ == "__main__":
     try:
-        sys.argv[1:] = ["transcribe", str(recording()), "--model", "tiny.en"]
+        sys.argv[1:] = ["transcribe", str(recording()), "--model", "tiny.en", "--verbose"]
     except AudioError as error:
         sys.exit(f"max-whisper: error: {error}")
     main()
