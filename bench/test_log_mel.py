@@ -17,8 +17,8 @@ DFT_OPERATIONS = 5100  # per frame: see kernels/log_mel/dft.mojo
 
 def builtin(frames: TensorValue, dft: TensorValue, filters: TensorValue) -> TensorValue:
     """The composition: the DFT as a matrix (400, 402), powers, filters (201, n_mels), logarithm. Cutting is left out."""
-    squares = max_ops.matmul(frames, dft.rebind([frames.shape[1], 2 * BINS])) ** 2
-    powers = squares[:, :BINS].rebind([frames.shape[0], BINS]) + squares[:, BINS:].rebind([frames.shape[0], BINS])
+    squares = max_ops.matmul(frames.rebind([FRAMES, POINTS]), dft.rebind([POINTS, 2 * BINS])) ** 2
+    powers = squares[:, :BINS] + squares[:, BINS:]
     energies = max_ops.matmul(powers, filters.rebind([BINS, filters.shape[1]]))
     logs = max_ops.transpose(max_ops.log(max_ops.max(energies, 1e-10)) / float(np.log(10)), 0, 1)
     top = max_ops.max(max_ops.max(logs, axis=0), axis=1)
