@@ -23,7 +23,7 @@ def max_whisper_engine(name: str) -> tuple[Any, Any]:
 
 
 def openai_whisper_engine(name: str) -> tuple[Any, Any]:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     import whisper  # pyright: ignore[reportMissingImports]
 
     from max_whisper.checkpoint import load_checkpoint
