@@ -5,7 +5,7 @@
         graph.output(ops.linear(x, weight, bias, gelu=True))
 
 Shapes are written with M for the product of all leading dimensions; weights are packed by `max_whisper.packing`.
-What each op checks and computes stands in `kernels/ops.mojo`.
+What each op checks and computes stands in `kernels/ops/`.
 """
 
 from collections.abc import Sequence
@@ -204,7 +204,7 @@ def greedy(
         vocabulary: (V, D), packed as (ceil(V / 16), D, 16) by `packing.pack_linear`.
         suppress_mask: (V), uint8, for each token the bits that suppress it.
         rules: (B, 4), int32: suppress_bits (128: the timestamps win if all of them together are more probable than any
-            text token), text_begin, timestamps_from, timestamps_to; see `kernels/ops.mojo`.
+            text token), text_begin, timestamps_from, timestamps_to; see `kernels/ops/`.
         timestamp_begin: The first timestamp token.
 
     Returns:

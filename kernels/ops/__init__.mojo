@@ -1,0 +1,29 @@
+"""Every op of the package, with its shapes. An op checks its arguments on the host and hands addresses and sizes to a body
+named after the algorithm; which body runs where is decided in its file here.
+
+    whisper_log_mel             samples (B, n_samples), padding (1), filters          -> (B, n_mels, frames)
+    whisper_conv1d              x (B, T, C), weight, bias (N)                         -> gelu(conv(x)) (B, T_out, N)
+    whisper_conv1d_positions    ... and positions (T_out, N)                          -> gelu(conv(x)) + p
+    whisper_linear              x (..., K), weight, bias (N)                          -> f(x W^T + b) (..., N)
+    whisper_linear_residual     ... and residual (..., N)                             -> f(x W^T + b) + r
+    whisper_layer_norm          x (..., D), gamma (D), beta (D)                       -> (..., D)
+    whisper_add_layer_norm      ... and residual (..., D)                             -> x + r, its layer norm
+    whisper_pack_heads          rows (B, S, N)                                        -> keys, values
+    whisper_attention           queries (B, T, N), keys, values                       -> (B, T, H*64)
+    whisper_cached_attention    rows (B, T, 3*H*64), past (B), cache in place         -> (B, T, H*64)
+    whisper_embed               tokens (B, T), past (B), vocabulary, positions        -> (B, T, D)
+    whisper_greedy              hidden (B, T, D), at (B), vocabulary, rules           -> tokens (B), log probs (B)
+    whisper_token_probability   hidden (B, T, D), at (B), vocabulary                  -> (B)
+    whisper_logits              hidden (B, T, D), at (B), vocabulary                  -> (B, V)
+
+Batch is always the first dimension; M stands for the product of all leading dimensions. Weights, keys and values are laid
+out once (`max_whisper.packing`): on CPUs in panels of 16 columns, see `cpu/tile.mojo`.
+"""
+
+from .attention import AttentionOp, CachedAttention, PackHeads
+from .conv1d import Conv1d, Conv1dPositions
+from .embedding import Embed
+from .layer_norm import AddLayerNorm, LayerNorm
+from .linear import Linear, LinearResidual
+from .log_mel import LogMel, log_mel_shape
+from .vocabulary import Greedy, Logits, TokenProbability

@@ -1,0 +1,86 @@
+"""The ops of the convolution."""
+
+import extensibility
+from extensibility import InputTensor, OutputTensor
+from max.gpu.host import DeviceContext
+from std.math import ceildiv
+
+from ..conv1d.cpu import TAPS, ConvolutionEpilogue, convolve
+from ..cpu.tile import PANEL
+from ..data import Data, data, require, require_contiguous, require_size
+
+
+@extensibility.register("whisper_conv1d")
+struct Conv1d:
+    """Computes y = gelu(conv1d(x, W, b)), width 3, padding 1: x (B, T, C), weight (ceil(N/16), 3*C, 16), bias (N)
+    -> (B, (T-1)/stride + 1, N)."""
+
+    @staticmethod
+    def execute[
+        dtype: DType, //, target: StaticString, stride: Int
+    ](
+        output: OutputTensor[dtype=dtype, rank=3, ...],
+        x: InputTensor[dtype=dtype, rank=3, ...],
+        weight: InputTensor[dtype=dtype, rank=3, ...],
+        bias: InputTensor[dtype=dtype, rank=1, ...],
+        ctx: DeviceContext,
+    ) raises:
+        _conv1d[target, stride, add_positions=False](output, x, weight, bias, data(bias), ctx)
+
+
+@extensibility.register("whisper_conv1d_positions")
+struct Conv1dPositions:
+    """Computes y = gelu(conv1d(x, W, b)) + p: as `whisper_conv1d`, with positions p (T_out, N)."""
+
+    @staticmethod
+    def execute[
+        dtype: DType, //, target: StaticString, stride: Int
+    ](
+        output: OutputTensor[dtype=dtype, rank=3, ...],
+        x: InputTensor[dtype=dtype, rank=3, ...],
+        weight: InputTensor[dtype=dtype, rank=3, ...],
+        bias: InputTensor[dtype=dtype, rank=1, ...],
+        positions: InputTensor[dtype=dtype, rank=2, ...],
+        ctx: DeviceContext,
+    ) raises:
+        require_size(positions.dim_size(0), output.dim_size(1), "conv1d", "the number of positions")
+        require_size(positions.dim_size(1), output.dim_size(2), "conv1d", "N of the positions")
+        require_contiguous(positions, "conv1d", "positions")
+        _conv1d[target, stride, add_positions=True](output, x, weight, bias, data(positions), ctx)
+
+
+def _conv1d[
+    dtype: DType, //, target: StaticString, stride: Int, add_positions: Bool
+](
+    output: OutputTensor[dtype=dtype, rank=3, ...],
+    x: InputTensor[dtype=dtype, rank=3, ...],
+    weight: InputTensor[dtype=dtype, rank=3, ...],
+    bias: InputTensor[dtype=dtype, rank=1, ...],
+    positions: Data[dtype],
+    ctx: DeviceContext,
+) raises:
+    comptime assert target == "cpu", "conv1d has a CPU body only, so far"
+    comptime assert stride == 1 or stride == 2, "Whisper's convolutions have stride 1 or 2"
+    var length = x.dim_size(1)
+    var channels = x.dim_size(2)
+    var columns = bias.dim_size(0)
+    require(length > 0 and channels > 0 and columns > 0, "conv1d", "T, C and N must be positive")
+    require_size(weight.dim_size(0), ceildiv(columns, PANEL), "conv1d", "the number of packed panels")
+    require_size(weight.dim_size(1), TAPS * channels, "conv1d", "3 * C of the packed weight")
+    require_size(weight.dim_size(2), PANEL, "conv1d", "the width of a panel")
+    require_size(output.dim_size(0), x.dim_size(0), "conv1d", "B of the output")
+    require_size(output.dim_size(1), (length - 1) // stride + 1, "conv1d", "T of the output")
+    require_size(output.dim_size(2), columns, "conv1d", "N of the output")
+    require_contiguous(x, "conv1d", "x")
+    require_contiguous(weight, "conv1d", "weight")
+    for b in range(x.dim_size(0)):
+        convolve(
+            data(x).unsafe_offset(b * length * channels),
+            length,
+            channels,
+            data(weight),
+            stride,
+            ConvolutionEpilogue[dtype, add_positions](
+                data(output).unsafe_offset(b * output.dim_size(1) * columns), data(bias), positions, columns
+            ),
+        )

@@ -1,0 +1,152 @@
+"""The ops that read the vocabulary: the greedy pick, the probability of one token, all logits."""
+
+import extensibility
+from extensibility import InputTensor, OutputTensor
+from max.gpu.host import DeviceContext
+
+from ..cpu.tile import PANEL
+from ..data import data, require, require_between, require_contiguous, require_size
+from ..greedy.cpu import greedy, logits, token_probability
+
+
+@extensibility.register("whisper_greedy")
+struct Greedy:
+    """Picks each row's most probable token among those that its rules allow, and the log of its probability among them.
+
+    hidden (B, T, D), at (B) the position of each row that counts, vocabulary (ceil(V/16), D, 16), suppress_mask (V),
+    rules (B, 4) -> tokens (B), log probabilities (B). A row of rules is:
+
+        suppress_bits     no token v where suppress_mask[v] & suppress_bits != 0; 128 stands for the rule below instead
+        text_begin        of the tokens in front of timestamp_begin only those from here on
+        timestamps_from   of the timestamps only those from here on ...
+        timestamps_to     ... and in front of here
+
+    The rule of bit 128: if the timestamps together are more probable than any text token, no text token is allowed.
+    """
+
+    @staticmethod
+    def execute[
+        dtype: DType, //, target: StaticString, timestamp_begin: Int
+    ](
+        picked: OutputTensor[dtype=DType.int32, rank=1, ...],
+        log_probs: OutputTensor[dtype=DType.float32, rank=1, ...],
+        hidden: InputTensor[dtype=dtype, rank=3, ...],
+        at: InputTensor[dtype=DType.int32, rank=1, ...],
+        vocabulary: InputTensor[dtype=dtype, rank=3, ...],
+        suppress_mask: InputTensor[dtype=DType.uint8, rank=1, ...],
+        rules: InputTensor[dtype=DType.int32, rank=2, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime assert target == "cpu", "greedy has a CPU body only, so far"
+        comptime assert timestamp_begin >= 0, "timestamp_begin must not be negative"
+        var batch = hidden.dim_size(0)
+        var tokens = suppress_mask.dim_size(0)
+        _check_rows(hidden, at, vocabulary, tokens, 0, "greedy")
+        require_size(rules.dim_size(0), batch, "greedy", "B of the rules")
+        require_size(rules.dim_size(1), 4, "greedy", "the number of rules")
+        require_size(picked.dim_size(0), batch, "greedy", "B of the tokens")
+        require_size(log_probs.dim_size(0), batch, "greedy", "B of the log probabilities")
+        require_contiguous(suppress_mask, "greedy", "suppress_mask")
+        require_contiguous(rules, "greedy", "rules")
+        for b in range(batch):
+            require_between(Int(rules[b, 0]), 0, 255, "greedy", "rules", b, 0)
+        greedy(
+            data(picked),
+            data(log_probs),
+            data(hidden),
+            data(at),
+            data(vocabulary),
+            data(suppress_mask),
+            data(rules),
+            batch,
+            hidden.dim_size(1),
+            hidden.dim_size(2),
+            tokens,
+            timestamp_begin,
+        )
+
+
+@extensibility.register("whisper_token_probability")
+struct TokenProbability:
+    """Computes the probability of one token among all V, without rules: hidden (B, T, D), at (B) the position of each
+    row that counts or -1 for none, vocabulary (ceil(V/16), D, 16) -> (B), NaN where there is none."""
+
+    @staticmethod
+    def execute[
+        dtype: DType, //, target: StaticString, n_vocab: Int, token: Int
+    ](
+        output: OutputTensor[dtype=DType.float32, rank=1, ...],
+        hidden: InputTensor[dtype=dtype, rank=3, ...],
+        at: InputTensor[dtype=DType.int32, rank=1, ...],
+        vocabulary: InputTensor[dtype=dtype, rank=3, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime assert target == "cpu", "token_probability has a CPU body only, so far"
+        comptime assert 0 <= token < n_vocab, "the token must be in the vocabulary"
+        _check_rows(hidden, at, vocabulary, n_vocab, -1, "token_probability")
+        require_size(output.dim_size(0), hidden.dim_size(0), "token_probability", "B of the output")
+        token_probability(
+            data(output),
+            data(hidden),
+            data(at),
+            data(vocabulary),
+            hidden.dim_size(0),
+            hidden.dim_size(1),
+            hidden.dim_size(2),
+            n_vocab,
+            token,
+        )
+
+
+@extensibility.register("whisper_logits")
+struct Logits:
+    """Computes the logits of all V tokens: hidden (B, T, D), at (B), vocabulary (ceil(V/16), D, 16) -> (B, V)."""
+
+    @staticmethod
+    def execute[
+        dtype: DType, //, target: StaticString
+    ](
+        output: OutputTensor[dtype=DType.float32, rank=2, ...],
+        hidden: InputTensor[dtype=dtype, rank=3, ...],
+        at: InputTensor[dtype=DType.int32, rank=1, ...],
+        vocabulary: InputTensor[dtype=dtype, rank=3, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime assert target == "cpu", "logits has a CPU body only, so far"
+        _check_rows(hidden, at, vocabulary, output.dim_size(1), 0, "logits")
+        require_size(output.dim_size(0), hidden.dim_size(0), "logits", "B of the output")
+        logits(
+            data(output),
+            data(hidden),
+            data(at),
+            data(vocabulary),
+            hidden.dim_size(0),
+            hidden.dim_size(1),
+            hidden.dim_size(2),
+            output.dim_size(1),
+        )
+
+
+def _check_rows[
+    dtype: DType, //
+](
+    hidden: InputTensor[dtype=dtype, rank=3, ...],
+    at: InputTensor[dtype=DType.int32, rank=1, ...],
+    vocabulary: InputTensor[dtype=dtype, rank=3, ...],
+    tokens: Int,
+    lowest: Int,
+    op: StaticString,
+) raises:
+    check_vocabulary(vocabulary, hidden.dim_size(2), tokens, op)
+    require_size(at.dim_size(0), hidden.dim_size(0), op, "B of at")
+    require_contiguous(hidden, op, "hidden")
+    for b in range(at.dim_size(0)):
+        require_between(Int(at[b]), lowest, hidden.dim_size(1) - 1, op, "at", b)
+
+
+def check_vocabulary(vocabulary: InputTensor[rank=3, ...], depth: Int, tokens: Int, op: StaticString) raises:
+    require(depth > 0 and tokens > 0, op, "D and V must be positive")
+    require_size(vocabulary.dim_size(0), (tokens + PANEL - 1) // PANEL, op, "the number of vocabulary panels")
+    require_size(vocabulary.dim_size(1), depth, op, "D of the vocabulary")
+    require_size(vocabulary.dim_size(2), PANEL, op, "the width of a panel")
+    require_contiguous(vocabulary, op, "vocabulary")
