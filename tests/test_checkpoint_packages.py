@@ -173,7 +173,7 @@ def test_an_unusable_cache_directory_costs_time_not_the_model(cache: Path) -> No
     assert load_checkpoint("tiny.en").dims == DIMS["tiny.en"]
 
 
-def test_the_pins_are_pyprojects(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pins_are_pyprojects(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for model in packages.MODELS.values():
         required = importlib.metadata.requires("max-whisper") or []
         for distribution in {file.distribution for file in model.files}:
@@ -186,7 +186,7 @@ def test_the_pins_are_pyprojects(monkeypatch: pytest.MonkeyPatch) -> None:
         load_checkpoint("tiny.en")
 
 
-def test_metadata_that_cannot_be_read_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metadata_that_cannot_be_read_is_an_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def not_found(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 

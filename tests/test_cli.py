@@ -7,17 +7,18 @@ import subprocess
 import sys
 import wave
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
 import max_whisper.model
 from max_whisper.checkpoint import Checkpoint
-from max_whisper.cli import app
+from max_whisper.cli import main
 from max_whisper.console import TranscriptPrinter
 from max_whisper.errors import DeviceError, OutputError
 from max_whisper.outputs import Outputs
@@ -77,9 +78,29 @@ def recording(tmp_path: Path) -> Callable[..., str]:
     return make
 
 
-def run(*arguments: str, stdin: bytes | None = None) -> Result:
+@dataclass(frozen=True)
+class Result:
+    """How a command ended, and what it wrote."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+def invoke(*arguments: str, stdin: bytes = b"") -> Result:
+    """Runs the command line in this process."""
+    output, error = io.StringIO(), io.StringIO()
+    given = io.TextIOWrapper(io.BytesIO(stdin))
+    with redirect_stdout(output), redirect_stderr(error), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", given)
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+    return Result(ended.value.code, output.getvalue(), error.getvalue())  # type: ignore[arg-type]
+
+
+def run(*arguments: str, stdin: bytes = b"") -> Result:
     model = () if "--model" in arguments else ("--model", "tiny.en")
-    return CliRunner().invoke(app, ["transcribe", *model, *arguments], input=stdin)
+    return invoke("transcribe", *model, *arguments, stdin=stdin)
 
 
 def error_of(result: Result, code: int = 1) -> str:
@@ -280,17 +301,17 @@ def test_build_compiles_for_the_models_sizes(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(compiled, "build", build)
     monkeypatch.setattr(packed, "load", lambda checkpoint, dtype, say: packs.append((checkpoint.dims, dtype)))
     for arguments, force in ((["--model", "tiny.en"], False), (["-m", "tiny.en", "--force"], True)):
-        result = CliRunner().invoke(app, ["build", *arguments])
+        result = invoke("build", *arguments)
         assert (result.exit_code, result.stdout) == (0, "")
         assert result.stderr == "max-whisper: compiling ...\nmax-whisper: the graphs of tiny.en are in /cache\n"
         assert calls.pop() == (dimensions("tiny.en"), "cpu", "float32", force)
         assert packs.pop() == (dimensions("tiny.en"), "float32")
-    assert CliRunner().invoke(app, ["build", "--model", "huge"]).exit_code == 1
+    assert invoke("build", "--model", "huge").exit_code == 1
 
 
 def test_info(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MAX_WHISPER_CACHE", str(tmp_path))
-    result = CliRunner().invoke(app, ["info"])
+    result = invoke("info")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert [line for line in lines if not line.startswith(" ")] == ["versions", "target", "models", "cache"]
@@ -304,9 +325,9 @@ def test_info(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_help() -> None:
     for arguments in (["--help"], ["transcribe", "-h"], ["build", "-h"], ["info", "--help"]):
-        result = CliRunner().invoke(app, arguments)
+        result = invoke(*arguments)
         assert (result.exit_code, result.stderr) == (0, "")
-        assert result.stdout.startswith("Usage: ")
+        assert result.stdout.startswith("usage: ")
 
 
 def test_the_module_is_the_command() -> None:
@@ -318,9 +339,43 @@ def test_the_module_is_the_command() -> None:
 
 def test_the_command_imports_little() -> None:
     """Each of these costs tens of milliseconds that a short recording would notice."""
-    code = "import sys, max_whisper.cli; print({'rich', 'numpy', 'av', 'max', 'huggingface_hub'} & set(sys.modules))"
+    code = "import sys, max_whisper.cli; print({'rich', 'numpy', 'av', 'max', 'importlib.metadata'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
+
+
+def test_a_transcription_imports_only_what_runs_it(recording: Callable[..., str]) -> None:
+    """The graph builder, tiktoken and the hub's client would make every start half a second longer."""
+    code = """if True:
+        import sys
+        import max_whisper.model
+        from max_whisper import cli
+
+        def load_model(*_, **__):
+            raise KeyboardInterrupt
+
+        max_whisper.model.load_model = load_model
+        try:
+            cli.main()
+        except SystemExit as end:
+            heavy = {"max.engine", "max.graph", "asyncio", "tiktoken", "huggingface_hub", "importlib.metadata"}
+            print(end.code, sorted(heavy & set(sys.modules)))
+    """
+    command = [sys.executable, "-c", code, "transcribe", "--model", "tiny.en", recording()]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("130 []\n", "")
+
+
+def test_a_reader_that_stops_reading_is_no_error() -> None:
+    """`max-whisper transcribe talk.wav | head -1`."""
+    code = "import sys, max_whisper.cli as cli; cli.info = lambda _: print('line\\n' * 100_000); cli.main(['info'])"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "line\n"
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 1
 
 
 class Terminal(io.StringIO):

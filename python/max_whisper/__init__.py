@@ -4,7 +4,6 @@ Names are imported when they are first used: a program that only asks for `avail
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
     from max_whisper.errors import WhisperError
     from max_whisper.model import Whisper, load_model
     from max_whisper.options import DecodingOptions
-
-__version__ = version("max-whisper")
 
 __all__ = [
     "DecodingOptions",
@@ -43,6 +40,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("max-whisper")
     if name not in _HOMES:
         raise AttributeError(f"module 'max_whisper' has no attribute {name!r}")
     return getattr(import_module(f"max_whisper.{_HOMES[name]}"), name)

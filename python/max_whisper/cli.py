@@ -1,198 +1,238 @@
 """The command line: `max-whisper transcribe`, `build` and `info`.
 
-What takes time to import is imported where it is used.
+Every start pays for what is imported before the first word is printed. So the parser is the standard library's, and what
+takes time to import is imported where it is used.
 """
 
+import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from max_whisper.console import TranscriptPrinter, complain, say
+from max_whisper.console import TranscriptPrinter, complain, say, silence_output
 from max_whisper.errors import AudioError, OutputError, WhisperError
 
 if TYPE_CHECKING:
     import numpy as np
 
-app = typer.Typer(
-    name="max-whisper",
-    help="Speech to text with Whisper, from Mojo kernels on MAX graphs.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,  # plain help: Rich's tables cut long option names
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+INTERRUPTED = 130  # what shells answer for a process that Ctrl-C ended
 
 
-def main() -> None:
-    """Runs the command line; ends the process with 0, 1 after an error, 2 after wrong usage, 130 if interrupted."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; ends the process with 0, 1 after an error, 2 after wrong usage, 130 if interrupted.
+
+    Args:
+        arguments: What stands behind the command's name; the process's own if None.
+    """
     for stream in (sys.stdout, sys.stderr):
         if callable(reconfigure := getattr(stream, "reconfigure", None)):
             reconfigure(errors="replace")  # an encoding that lacks a character is no reason to lose the text
-    app()
-
-
-@contextmanager
-def _errors_as_lines() -> Iterator[None]:
+    os.environ.setdefault(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # NumPy would start threads at import; it multiplies nothing here
+    options = _parser().parse_args(_with_values_joined(sys.argv[1:] if arguments is None else arguments))
     try:
-        yield
+        code = options.command(options)
+        sys.stdout.flush()
     except WhisperError as error:
         complain(error)
-        raise typer.Exit(1) from None
+        code = 1
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:  # whoever reads the text has seen enough
+        silence_output()
+        code = 1
+    sys.exit(code)
 
 
-def _number_or_none(value: str | float) -> float | None:
-    """Reads an option's value; Typer passes its default, a number, through here too."""
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="max-whisper",
+        description="Speech to text with Whisper, from Mojo kernels on MAX graphs.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.set_defaults(command=lambda options: _print_version() if options.version else _print_help(parser))
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name: str, run: Any, help: str, more: str = "") -> ArgumentParser:
+        added = commands.add_parser(name, help=help, description=f"{help}. {more}", allow_abbrev=False)
+        added.set_defaults(command=run)
+        return added
+
+    _add_transcribe_options(
+        command(
+            "transcribe",
+            transcribe,
+            "Print what is said in recordings",
+            "With --output-format or --output-dir it is also written to files, named after the recordings.",
+        )
+    )
+    build_parser = command(
+        "build",
+        build,
+        "Compile a model's graphs ahead of time",
+        "The first transcription with a model does it otherwise; both keep what they compiled in the cache.",
+    )
+    _add_model_options(build_parser)
+    build_parser.add_argument("--force", action="store_true", help="compile again what the cache already holds")
+    command("info", info, "Print versions, devices, models and cache")
+    return parser
+
+
+def _add_model_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--model", "-m", default="base", help="name, folder or hub id of a checkpoint (%(default)s)")
+    parser.add_argument(
+        "--device", choices=["cpu", "gpu", "auto"], default="cpu", help="where to compute (%(default)s)"
+    )
+    parser.add_argument("--dtype", default="float32", help="number format to compute in (%(default)s)")
+
+
+def _add_transcribe_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("files", nargs="+", metavar="FILE", help="recordings; - is standard input")
+    _add_model_options(parser)
+    add("--language", "-l", help="code or name of the language; detected if not given")
+    add(
+        "--task",
+        choices=["transcribe", "translate"],
+        default="transcribe",
+        help="write what is said, or its English translation (%(default)s)",
+    )
+    add(
+        "--output-format",
+        "-f",
+        choices=["txt", "json", "srt", "vtt", "tsv", "all"],
+        help="also write a file of this format, into --output-dir or here",
+    )
+    add("--output-dir", "-o", type=Path, help="also write files into this folder; all formats if none is given")
+    add("--verbose", "-v", action="store_true", help="print times with the text, and how long it took")
+    add("--initial-prompt", metavar="TEXT", help="text to prompt the first window with: names, spelling, style")
+    add("--carry-initial-prompt", action="store_true", help="prompt every window with --initial-prompt")
+    add(
+        "--condition-on-previous-text",
+        action=BooleanOptionalAction,
+        default=True,
+        help="prompt each window with what was said before",
+    )
+    add("--without-timestamps", action="store_true", help="let the model write text only: segments of 30 s")
+    add(
+        "--clip-timestamps",
+        default="0",
+        metavar="SECONDS,...",
+        help="stretches to transcribe: start,end,start,... in seconds; the last end may be left out",
+    )
+    for name, default, help in (
+        ("no-speech", 0.6, "skip windows where it is likelier than this that nobody speaks ..."),
+        ("logprob", -1.0, "... unless their text has a higher mean log probability than this"),
+        ("compression-ratio", 2.4, "as in openai-whisper; no effect while only temperature 0 is there"),
+    ):
+        add(f"--{name}-threshold", type=_number_or_none, default=default, metavar="NUMBER|none", help=help)
+    add(
+        "--suppress-tokens",
+        default="-1",
+        metavar="IDS",
+        help="token ids never to write, separated by commas; -1: symbols nobody speaks",
+    )
+
+
+def _number_or_none(value: str) -> float | None:
     try:
         return None if value in ("none", "None") else float(value)
     except ValueError:
-        raise typer.BadParameter(f"{value!r} is neither a number nor none") from None
+        raise ArgumentTypeError(f"{value!r} is neither a number nor none") from None
 
 
-def _threshold(help: str) -> Any:
-    return typer.Option(parser=_number_or_none, metavar="NUMBER|none", help=help)
+def _with_values_joined(arguments: Sequence[str]) -> list[str]:
+    """Writes `--suppress-tokens -1,5` as one argument: argparse takes what begins with a dash for another option."""
+    result: list[str] = []
+    for argument in arguments:
+        if result and result[-1] == "--suppress-tokens":
+            result[-1] += f"={argument}"
+        else:
+            result.append(argument)
+    return result
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
-        from importlib.metadata import version
-
-        print(f"max-whisper {version('max-whisper')}")
-        raise typer.Exit
+def _print_help(parser: ArgumentParser) -> int:
+    parser.print_help(sys.stderr)
+    return 2
 
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Name, folder or hub id of a Whisper checkpoint.")]
-Device = Annotated[Literal["cpu", "gpu", "auto"], typer.Option(help="Where to compute.")]
-Dtype = Annotated[str, typer.Option(help="Number format to compute in.")]
+def _print_version() -> int:
+    from importlib.metadata import version
+
+    print(f"max-whisper {version('max-whisper')}")
+    return 0
 
 
-@app.callback()
-def _common(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    pass
+# --- transcribe ------------------------------------------------------------------------------------------------------
 
 
-@app.command()
-def transcribe(
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Recordings; - is standard input.")],
-    model: Model = "base",
-    language: Annotated[
-        str | None, typer.Option("--language", "-l", help="Code or name of the language; detected if not given.")
-    ] = None,
-    task: Annotated[
-        Literal["transcribe", "translate"], typer.Option(help="Write what is said, or its English translation.")
-    ] = "transcribe",
-    output_format: Annotated[
-        Literal["txt", "json", "srt", "vtt", "tsv", "all"] | None,
-        typer.Option("--output-format", "-f", help="Also write a file of this format, into --output-dir or here."),
-    ] = None,
-    output_dir: Annotated[
-        Path | None,
-        typer.Option("--output-dir", "-o", help="Also write files into this folder; all formats if none is given."),
-    ] = None,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Print times with the text, and how long it took.")
-    ] = False,
-    initial_prompt: Annotated[
-        str | None, typer.Option(help="Text to prompt the first window with: names, spelling, style.")
-    ] = None,
-    carry_initial_prompt: Annotated[
-        bool, typer.Option("--carry-initial-prompt", help="Prompt every window with --initial-prompt.")
-    ] = False,
-    condition_on_previous_text: Annotated[
-        bool, typer.Option(help="Prompt each window with what was said before.")
-    ] = True,
-    without_timestamps: Annotated[
-        bool, typer.Option("--without-timestamps", help="Let the model write text only: segments of 30 s.")
-    ] = False,
-    clip_timestamps: Annotated[
-        str, typer.Option(help="Stretches to transcribe: start,end,start,... in seconds; the last end may be left out.")
-    ] = "0",
-    no_speech_threshold: Annotated[
-        float | None, _threshold("Skip windows where it is likelier than this that nobody speaks ...")
-    ] = 0.6,
-    logprob_threshold: Annotated[
-        float | None, _threshold("... unless their text has a higher mean log probability than this.")
-    ] = -1.0,
-    compression_ratio_threshold: Annotated[
-        float | None, _threshold("As in openai-whisper; no effect while only temperature 0 is there.")
-    ] = 2.4,
-    suppress_tokens: Annotated[
-        str, typer.Option(help="Token ids never to write, separated by commas; -1: symbols nobody speaks.")
-    ] = "-1",
-) -> None:
-    """Print what is said in recordings.
+def transcribe(options: Namespace) -> int:
+    """Prints what is said in recordings, and writes it to files where asked."""
+    from max_whisper.checkpoint import load_checkpoint
+    from max_whisper.options import decoding_options, parse_clips
+    from max_whisper.outputs import Outputs
+    from max_whisper.target import check_device
+    from max_whisper.tokenizer import get_tokenizer
 
-    With --output-format or --output-dir it is also written to files, named after the recordings.
-    """
-    with _errors_as_lines():
-        from max_whisper.audio import SAMPLE_RATE
-        from max_whisper.checkpoint import load_checkpoint
-        from max_whisper.options import decoding_options, parse_clips
-        from max_whisper.outputs import Outputs
-        from max_whisper.target import check_device
-        from max_whisper.tokenizer import get_tokenizer
+    settings: dict[str, Any] = {
+        "language": options.language,
+        "task": options.task,
+        "suppress_tokens": options.suppress_tokens,
+        "without_timestamps": options.without_timestamps,
+    }
+    decoding_options(**settings)
+    parse_clips(options.clip_timestamps)
+    check_device(options.device, options.dtype)
+    outputs = Outputs(options.output_format, options.output_dir, options.files)
+    checkpoint = load_checkpoint(options.model)
+    get_tokenizer(checkpoint.vocabulary, language=options.language, task=options.task)  # refuses what it does not know
+    failed: list[str] = []
+    recordings = _recordings([file for file in options.files if _is_there(file, failed)], failed)
+    first = next(recordings, None)  # nothing is compiled for a recording that cannot be read
+    if first is None:
+        return 1
 
-        settings: dict[str, Any] = {
-            "language": language,
-            "task": task,
-            "suppress_tokens": suppress_tokens,
-            "without_timestamps": without_timestamps,
-        }
-        decoding_options(**settings)
-        parse_clips(clip_timestamps)
-        check_device(device, dtype)
-        outputs = Outputs(output_format, output_dir, files)
-        checkpoint = load_checkpoint(model)
-        get_tokenizer(checkpoint.vocabulary, language=language, task=task)  # refuses what it does not know
-        failed: list[str] = []
-        recordings = _recordings([file for file in files if _is_there(file, failed)], failed)
-        first = next(recordings, None)  # nothing is compiled for a recording that cannot be read
-        if first is None:
-            raise typer.Exit(1)
+    from max_whisper.audio import SAMPLE_RATE
+    from max_whisper.model import load_model
 
-        from max_whisper.model import load_model
-
-        whisper = load_model(checkpoint, device, dtype, progress=say)
-        for file, samples in chain([first], recordings):
-            if len(files) > 1:
-                print(f"==> {file} <==", flush=True)
-            began = perf_counter()
-            with TranscriptPrinter(file, times=verbose) as printer:
-                result = whisper.transcribe(
-                    samples,
-                    condition_on_previous_text=condition_on_previous_text,
-                    initial_prompt=initial_prompt,
-                    carry_initial_prompt=carry_initial_prompt,
-                    clip_timestamps=clip_timestamps,
-                    no_speech_threshold=no_speech_threshold,
-                    logprob_threshold=logprob_threshold,
-                    compression_ratio_threshold=compression_ratio_threshold,
-                    on_segment=printer.segment,
-                    on_progress=printer.progress,
-                    **settings,
-                )
-            if verbose:
-                _say_speed(file, result["language"], len(samples) / SAMPLE_RATE, perf_counter() - began)
-            try:
-                outputs.write(result, file)
-            except OutputError as error:
-                complain(error)
-                failed.append(file)
-        if failed:
-            raise typer.Exit(1)
+    whisper = load_model(checkpoint, options.device, options.dtype, progress=say)
+    for file, samples in chain([first], recordings):
+        if len(options.files) > 1:
+            print(f"==> {file} <==", flush=True)
+        began = perf_counter()
+        with TranscriptPrinter(file, times=options.verbose) as printer:
+            result = whisper.transcribe(
+                samples,
+                condition_on_previous_text=options.condition_on_previous_text,
+                initial_prompt=options.initial_prompt,
+                carry_initial_prompt=options.carry_initial_prompt,
+                clip_timestamps=options.clip_timestamps,
+                no_speech_threshold=options.no_speech_threshold,
+                logprob_threshold=options.logprob_threshold,
+                compression_ratio_threshold=options.compression_ratio_threshold,
+                on_segment=printer.segment,
+                on_progress=printer.progress,
+                **settings,
+            )
+        if options.verbose:
+            _say_speed(file, result["language"], len(samples) / SAMPLE_RATE, perf_counter() - began)
+        try:
+            outputs.write(result, file)
+        except OutputError as error:
+            complain(error)
+            failed.append(file)
+    return 1 if failed else 0
 
 
 def _is_there(file: str, failed: list[str]) -> bool:
@@ -226,47 +266,40 @@ def _say_speed(file: str, language: str, length: float, took: float) -> None:
     say(f"{file}: {LANGUAGES[language].title()}, {speed}")
 
 
-@app.command()
-def build(
-    model: Model = "base",
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    force: Annotated[bool, typer.Option("--force", help="Compile again what the cache already holds.")] = False,
-) -> None:
-    """Compile a model's graphs ahead of time.
-
-    The first transcription with a model does it otherwise; both keep what they compiled in the cache.
-    """
-    with _errors_as_lines():
-        from max_whisper import compiled, packed
-        from max_whisper.checkpoint import load_checkpoint
-
-        checkpoint = load_checkpoint(model)
-        graphs = compiled.build(checkpoint.dims, device, dtype, force=force, progress=say)
-        packed.load(checkpoint, dtype, say)
-        say(f"the graphs of {model} are in {graphs.parent}")
+# --- build and info --------------------------------------------------------------------------------------------------
 
 
-@app.command()
-def info() -> None:
-    """Print versions, devices, models and cache."""
-    with _errors_as_lines():
-        import platform
-        from importlib.metadata import version
+def build(options: Namespace) -> int:
+    """Compiles a model's graphs ahead of time."""
+    from max_whisper import compiled, packed
+    from max_whisper.checkpoint import load_checkpoint
 
-        from max_whisper import compiled, target
-        from max_whisper.cache import cache_dir
-        from max_whisper.checkpoint import find_models
+    checkpoint = load_checkpoint(options.model)
+    graphs = compiled.build(checkpoint.dims, options.device, options.dtype, force=options.force, progress=say)
+    packed.load(checkpoint, options.dtype, say)
+    say(f"the graphs of {options.model} are in {graphs.parent}")
+    return 0
 
-        packages = ("max-whisper", "max", "mojo", "numpy", "av")
-        sections: dict[str, dict[str, str]] = {
-            "versions": {**{name: version(name) for name in packages}, "python": platform.python_version()},
-            "target": target.describe(),
-            "models": {model.name: f"{model.size / 1e6:.0f} MB in {model.where}" for model in find_models()},
-            "cache": {str(cache_dir()): f"{len(compiled.entries())} compiled models"},
-        }
-        for title, rows in sections.items():
-            print(title)
-            width = max(map(len, rows), default=0)
-            for name, value in rows.items() or {"none": ""}.items():
-                print(f"  {name:{width}}  {value}".rstrip())
+
+def info(_: Namespace) -> int:
+    """Prints versions, devices, models and cache."""
+    import platform
+    from importlib.metadata import version
+
+    from max_whisper import compiled, target
+    from max_whisper.cache import cache_dir
+    from max_whisper.checkpoint import find_models
+
+    packages = ("max-whisper", "max", "mojo", "numpy", "av")
+    sections: dict[str, dict[str, str]] = {
+        "versions": {**{name: version(name) for name in packages}, "python": platform.python_version()},
+        "target": target.describe(),
+        "models": {model.name: f"{model.size / 1e6:.0f} MB in {model.where}" for model in find_models()},
+        "cache": {str(cache_dir()): f"{len(compiled.entries())} compiled models"},
+    }
+    for title, rows in sections.items():
+        print(title)
+        width = max(map(len, rows), default=0)
+        for name, value in rows.items() or {"none": ""}.items():
+            print(f"  {name:{width}}  {value}".rstrip())
+    return 0

@@ -1,7 +1,7 @@
 """Graphs compiled ahead of time: built once per machine and set of sizes, then loaded in milliseconds.
 
-An entry of the cache is a folder named after everything that its contents depend on: the versions of MAX and of this
-package, the sources of kernels and graphs, the model's sizes, the dtype and the CPU target. It holds a MEF with all graphs
+An entry of the cache is a folder named after everything that its contents depend on: the version of MAX, the sources
+of kernels and graphs, the model's sizes, the dtype and the CPU target. It holds a MEF with all graphs
 and a manifest with its digest; what does not match the manifest is built anew, never trusted. An entry is built in a folder
 of its own and moved into place at the end, so that two processes that build at once do not meet.
 """
@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 from max_whisper import target
@@ -94,9 +93,10 @@ def _is_whole(folder: Path, identity: dict[str, object]) -> bool:
 
 
 def _identity(dims: ModelDimensions, dtype: str) -> dict[str, object]:
+    from max.driver import __version__
+
     return {
-        "max": version("max"),
-        "max-whisper": version("max-whisper"),
+        "max": __version__,
         "sources": _sources(),
         "dims": asdict(dims),
         "dtype": dtype,

@@ -1,8 +1,10 @@
 """What the command line says and where: text to standard output, all else to standard error."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from max_whisper.errors import WhisperError
@@ -21,6 +23,12 @@ def complain(error: WhisperError) -> None:
 def say(message: str) -> None:
     """Prints what is going on."""
     print(f"max-whisper: {message}", file=sys.stderr, flush=True)
+
+
+def silence_output() -> None:
+    """Keeps Python from complaining, when it ends, that nobody reads standard output any more."""
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 class TranscriptPrinter:

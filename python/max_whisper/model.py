@@ -9,12 +9,11 @@ import numpy as np
 from max.driver import CPU, Buffer
 from max.dtype import DType
 
-from max_whisper import compiled, decoding, packed, target
+from max_whisper import compiled, decoding, packed, runtime, target
 from max_whisper.checkpoint import Checkpoint, load_checkpoint
 from max_whisper.config import HEAD_DIM, ModelDimensions
 from max_whisper.errors import AudioError, OptionError
 from max_whisper.packing import PANEL
-from max_whisper.runtime import session
 from max_whisper.tokenizer import Vocabulary
 from max_whisper.transcribe import Transcription, transcribe
 
@@ -75,7 +74,7 @@ class Whisper:
         mef = compiled.build(self.dims, device, dtype, progress=progress)
         self._weights = packed.load(checkpoint, dtype, progress)
         # The models read the weights where they lie; whoever holds the models must hold them too.
-        self._models = session().load_all(mef, weights_registry=self._weights)
+        self._models = runtime.load(mef, self._weights)
 
     @property
     def is_multilingual(self) -> bool:
@@ -139,7 +138,7 @@ class Whisper:
 
     def execute(self, graph: str, *inputs: np.ndarray | Buffer) -> list[Buffer]:
         """Runs one of the graphs of `max_whisper.graphs`."""
-        return self._models[graph].execute(*inputs)
+        return runtime.execute(self._models[graph], *inputs)
 
 
 class Decoder:

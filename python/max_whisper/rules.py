@@ -51,7 +51,7 @@ class TokenRules:
         self.mask = np.zeros(dims.n_vocab, np.uint8)
         self.mask[_suppressed(dims, tokenizer, options)] |= SUPPRESSED
         if options.suppress_blank:
-            self.mask[[*tokenizer.encode(" "), tokenizer.eot]] |= SUPPRESSED_AT_BEGIN
+            self.mask[[*tokenizer.vocabulary.merge(" "), tokenizer.eot]] |= SUPPRESSED_AT_BEGIN
         if self._timestamps:
             self.mask[tokenizer.no_timestamps] |= SUPPRESSED
 

@@ -10,10 +10,15 @@ import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
-import tiktoken
+import numpy as np
 
 from max_whisper.errors import CheckpointError, OptionError
+
+if TYPE_CHECKING:
+    import tiktoken
 
 # In the order of their tokens. The last one came with large-v3.
 _LANGUAGE_TABLE = """
@@ -66,11 +71,37 @@ MUSIC = "♩♪♫♬♭♮♯"  # share their first bytes: suppressing the firs
 OLD_NAMES = {"<|nocaptions|>": "<|nospeech|>", "<|iw|>": "<|he|>"}
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2 writes a byte as one printable character: itself where it is one, else the next beyond 255."""
+NO_BYTE = 256
+
+
+def _byte_alphabet() -> np.ndarray:
+    """GPT-2 writes a byte as one printable character: itself where it is one, else the next beyond 255.
+
+    Returns:
+        The byte that each code point stands for, uint16, up to one that stands for none.
+    """
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    alphabet = np.full(256 + len(others) + 1, NO_BYTE, np.uint16)
+    alphabet[list(printable)] = list(printable)
+    alphabet[256:-1] = others
+    return alphabet
+
+
+def _spelled_bytes(tokens: Sequence[str]) -> list[bytes]:
+    """Reads tokens in GPT-2's alphabet, all at once: one by one they would cost more than loading a model.
+
+    Raises:
+        KeyError: A character, which the error names, is not in the alphabet.
+    """
+    alphabet, text = _byte_alphabet(), "".join(tokens)
+    points = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), np.uint32)
+    values = alphabet[np.minimum(points, len(alphabet) - 1)]
+    if (unknown := values == NO_BYTE).any():
+        raise KeyError(text[int(unknown.argmax())])
+    data = values.astype(np.uint8).tobytes()
+    ends = list(accumulate(map(len, tokens)))
+    return [data[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,9 +135,8 @@ class Vocabulary:
         listed = tokens.index("<|endoftext|>") if "<|endoftext|>" in tokens else len(tokens)
         if listed != n_text:
             raise CheckpointError(f"{source} has {listed} text tokens: a model of {n_vocab} tokens has {n_text}")
-        alphabet = _byte_alphabet()
         try:
-            ranks = {bytes(map(alphabet.__getitem__, token)): i for i, token in enumerate(tokens[:n_text])}
+            ranks = {token: i for i, token in enumerate(_spelled_bytes(tokens[:n_text]))}
         except KeyError as error:
             raise CheckpointError(f"{source} has {error} in a token: expected GPT-2's alphabet of 256 bytes") from None
         if len(ranks) != n_text or not all(bytes([byte]) in ranks for byte in range(256)):
@@ -147,8 +177,26 @@ class Vocabulary:
         return {f"<|{name}|>": i for i, name in enumerate(names, len(self.ranks))}
 
     @cached_property
-    def encoding(self) -> tiktoken.Encoding:
+    def token_bytes(self) -> list[bytes]:
+        """What every token writes, by id."""
+        return [*self.ranks, *map(str.encode, self.special_tokens)]
+
+    def merge(self, piece: str) -> list[int]:
+        """Byte-pair coding of one piece of text, a pair at a time, the lowest rank first.
+
+        For pieces of a few bytes, when `encoding` would take longer to make than to use.
+        """
+        parts = [bytes([byte]) for byte in piece.encode()]
+        while pairs := [(self.ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in self.ranks]:
+            _, i = min(pairs)
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        return [self.ranks[part] for part in parts]
+
+    @cached_property
+    def encoding(self) -> "tiktoken.Encoding":
         """The byte-pair coder."""
+        import tiktoken  # making a coder takes 50 ms, which a start without a prompt can do without
+
         return tiktoken.Encoding(
             f"whisper-{self.n_vocab}",
             pat_str=PIECES,
@@ -189,7 +237,8 @@ class Tokenizer:
 
     def decode_with_timestamps(self, tokens: Iterable[int]) -> str:
         """Turns tokens into text, time stamps written as <|1.08|>."""
-        return self.vocabulary.encoding.decode(list(tokens))
+        written = self.vocabulary.token_bytes
+        return b"".join([written[token] for token in tokens]).decode("utf-8", errors="replace")
 
     @property
     def special_tokens(self) -> dict[str, int]:
@@ -288,7 +337,7 @@ class Tokenizer:
     @cached_property
     def non_speech_tokens(self) -> tuple[int, ...]:
         """Tokens that write what nobody says, such as brackets and notes; common punctuation is not among them."""
-        encode = self.vocabulary.encoding.encode_ordinary
+        encode = self.vocabulary.merge  # each is one piece
         found = {encode(" -")[0], encode(" '")[0]}  # within words they are fine
         for symbol in (*UNSPOKEN.split(), *MUSIC):
             for tokens in (encode(symbol), encode(" " + symbol)):

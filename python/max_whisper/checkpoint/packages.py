@@ -4,13 +4,12 @@ The packages are other people's; they are only looked into, never imported. `pyp
 extra that brings them, and each file's SHA-256 stands here.
 """
 
-import importlib.metadata
 import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from max_whisper.checkpoint.verified import verify
+from max_whisper.checkpoint.verified import is_verified, verify
 from max_whisper.errors import CheckpointError, UnknownModelError
 
 _OURSELVES = "max-whisper"
@@ -114,27 +113,35 @@ def is_installed(name: str) -> bool:
 def locate(name: str) -> list[Path]:
     """Finds a model's files, checks that they are the pinned ones, and gives their places, the vocabulary's last.
 
+    A file that was found to be the pinned one before, and has not been touched, costs one look at its stamp.
+
     Raises:
         UnknownModelError: The packages are not installed.
         CheckpointError: A package has another version than the pinned one, or a file another content.
     """
-    pins = _pinned_versions(MODELS[name].extra)
     paths = []
     for file in MODELS[name].files:
         path = file.locate()
         if path is None:
             raise UnknownModelError(f"the weights of {name} are not installed: run `{remedy(name)}`")
-        found, pinned = _installed_version(file.distribution), pins.get(file.distribution)
-        if found != pinned:
-            raise CheckpointError(
-                f"the weights of {name} come from {file.distribution} {found}, expected {pinned}: run `{remedy(name)}`"
-            )
-        verify(path, file.sha256)
+        if not is_verified(path, file.sha256):
+            _check_version(name, file.distribution)
+            verify(path, file.sha256)
         paths.append(path)
     return paths
 
 
+def _check_version(name: str, distribution: str) -> None:
+    found, pinned = _installed_version(distribution), _pinned_versions(MODELS[name].extra).get(distribution)
+    if found != pinned:
+        raise CheckpointError(
+            f"the weights of {name} come from {distribution} {found}, expected {pinned}: run `{remedy(name)}`"
+        )
+
+
 def _installed_version(distribution: str) -> str:
+    import importlib.metadata  # takes longer than all else that happens here
+
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -143,6 +150,8 @@ def _installed_version(distribution: str) -> str:
 
 def _pinned_versions(extra: str) -> dict[str, str]:
     """Reads what our own installed metadata says of an extra: distribution and version."""
+    import importlib.metadata
+
     try:
         requirements = importlib.metadata.requires(_OURSELVES) or []
     except importlib.metadata.PackageNotFoundError as error:

@@ -12,6 +12,14 @@ from max_whisper.cache import cache_dir
 from max_whisper.errors import CheckpointError
 
 
+def is_verified(path: Path, sha256: str) -> bool:
+    """Tells whether a file was found to have the expected content before, and has not been touched since."""
+    try:
+        return _stamp(path, sha256).exists()
+    except OSError:
+        return False
+
+
 def verify(path: Path, sha256: str) -> None:
     """Checks that a file has the expected content.
 
