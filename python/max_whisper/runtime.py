@@ -10,15 +10,21 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import max._core
 import numpy as np
 from max._core.engine import InferenceSession as CoreSession
 from max._core.engine import Model, read
 from max.driver import CPU, Buffer
 
+from max_whisper.resident import release_code
 from max_whisper.target import use_cpu_target
 
 if TYPE_CHECKING:
     from max.engine import InferenceSession
+
+_PACKAGES = Path(max._core.__file__).resolve().parents[1]
+MAX_LIBRARIES = (_PACKAGES / "max", _PACKAGES / "modular")
+"""Folders of MAX's libraries."""
 
 
 @cache
@@ -35,7 +41,7 @@ def _core_session() -> CoreSession:
     return CoreSession([CPU()], [], 0)
 
 
-def load(mef: Path, weights: Mapping[str, np.ndarray]) -> dict[str, Model]:
+def load(mef: Path, weights: Mapping[str, np.ndarray | Buffer]) -> dict[str, Model]:
     """Loads compiled graphs.
 
     Args:
@@ -46,10 +52,12 @@ def load(mef: Path, weights: Mapping[str, np.ndarray]) -> dict[str, Model]:
         The graphs by name.
     """
     for name, array in weights.items():
-        if not array.flags.c_contiguous:
+        if not _is_contiguous(array):
             raise ValueError(f"{name} is not contiguous: the kernels would read it wrong")
     core = _core_session()
-    return {model.name: model for model in core._load_all(core._wrap_compiled(read(str(mef))), weights)}
+    models = {model.name: model for model in core._load_all(core._wrap_compiled(read(str(mef))), weights)}
+    release_code(*MAX_LIBRARIES)
+    return models
 
 
 def execute(model: Model, *inputs: np.ndarray | Buffer) -> list[Buffer]:
@@ -58,12 +66,17 @@ def execute(model: Model, *inputs: np.ndarray | Buffer) -> list[Buffer]:
     Raises:
         ValueError: An input is not contiguous, or a kernel refuses it.
     """
-    return model._execute_device_tensors([_as_buffer(value) for value in inputs])
+    buffers = [_as_buffer(value) for value in inputs]
+    return model._execute_device_tensors(buffers)
 
 
 def _as_buffer(value: np.ndarray | Buffer) -> Buffer:
     if isinstance(value, Buffer):
         return value
-    if not value.flags.c_contiguous:
+    if not _is_contiguous(value):
         raise ValueError(f"an input of shape {value.shape} is not contiguous: the kernels would read it wrong")
     return Buffer.from_dlpack(value)
+
+
+def _is_contiguous(value: np.ndarray | Buffer) -> bool:
+    return value.is_contiguous if isinstance(value, Buffer) else bool(value.flags.c_contiguous)
