@@ -22,10 +22,11 @@ Dao, "FlashAttention-2", arXiv:2307.08691; Milakov and Gimelshein, "Online norma
 arXiv:1805.02867.
 """
 
-from std.math import ceildiv, exp
+from std.math import ceildiv
 from std.memory import stack_allocation
 from std.utils.numerics import neg_inf
 
+from ..cpu.math import LOG2_E, exp2
 from ..cpu.threads import share
 from ..cpu.tile import PANEL, ROWS, WIDTH, multiply_tile
 from ..data import Data
@@ -41,8 +42,8 @@ comptime QUERY_BLOCK = 48
 comptime KEY_BLOCK = 256
 """Keys whose scores a strip holds at a time."""
 
-comptime SCALE = Float32(0.125)
-"""1 / sqrt(HEAD)."""
+comptime SCALE = Float32(0.125) * LOG2_E
+"""1 / sqrt(HEAD) and the step from powers of e to powers of 2: maxima and exponents are kept times log2(e)."""
 
 
 @fieldwise_init
@@ -202,10 +203,10 @@ def _soften(
     var new = max(old, top.reduce_max() * SCALE)
     var sum = SIMD[DType.float32, WIDTH](0)
     for j in range(0, padded, WIDTH):
-        var p = exp(scores.unsafe_load[width=WIDTH](j).fma(SIMD[DType.float32, WIDTH](SCALE), -new))
+        var p = exp2(scores.unsafe_load[width=WIDTH](j).fma(SIMD[DType.float32, WIDTH](SCALE), -new))
         scores.unsafe_store(j, p)
         sum += p
-    var correction = exp(old - new)
+    var correction = exp2(old - new)
     maximum[] = new
     total[] = total[] * correction + sum.reduce_add()
     return correction

@@ -25,11 +25,12 @@ Cost: 2*B*V*D operations, B*V exponentials; V*D elements moved, 80 MB for tiny i
 memory here. Tokens behind V, which only pad the last panel, take no part.
 """
 
-from std.math import ceildiv, exp, iota, log
+from std.math import ceildiv, iota, log
 from std.memory.alloc import unsafe_alloc
 from std.sys import size_of
 from std.utils.numerics import isfinite, nan
 
+from ..cpu.math import exp
 from ..cpu.matmul import Epilogue, multiply, multiply_block
 from ..cpu.threads import grain, share
 from ..cpu.tile import PANEL, WIDTH

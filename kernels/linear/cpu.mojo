@@ -7,10 +7,9 @@ Cost: 2*M*N*K operations; (M*K + N*K + N + M*N [+ M*N]) elements moved. The bias
 applied to the sums while they are in registers, so they cost no pass over memory.
 """
 
-from std.math import erf
-
+from ..cpu.math import erf
+from ..cpu.matmul import Epilogue
 from ..data import Data
-from ..cpu.matmul import Epilogue, multiply
 
 comptime INV_SQRT2 = Float32(0.70710678118654752440)
 

@@ -42,6 +42,19 @@ def test_residual(rng, shape):
     check(ops.linear, [*arguments(rng, *shape), residual], references.linear, gelu=False, **FLOAT32_TOLERANCE)
 
 
+def test_gelu_alone(rng):
+    """x times 1 plus 0 leaves nothing but GELU: within the rounding of x (1 + erf) / 2, also where it is flat."""
+    x = np.concatenate([np.linspace(-8, 8, 4001), [0, -1e-30, 1e-30, -1e4, 1e4]]).astype(np.float32)[:, None]
+    check(
+        ops.linear,
+        [x, pack_linear(np.ones((1, 1), np.float32)), np.zeros(1, np.float32)],
+        references.linear,
+        gelu=True,
+        rtol=2e-7,
+        atol=8e-7,
+    )
+
+
 def test_leading_dimensions(rng):
     x, weight, bias = arguments(rng, 2 * 3, 24, 20)
     check(ops.linear, [x.reshape(2, 3, 24), weight, bias], references.linear, gelu=True, **FLOAT32_TOLERANCE)
