@@ -1,164 +1,271 @@
-"""The ops of attention: laying keys and values out, attention over all keys, causal attention over a KV cache."""
+"""The ops of attention: laying keys and values out, attention over all keys, causal attention over a KV cache.
+
+Keys lie in panels of 16 on a CPU, (B, H, ceil(S/16), 64, 16), and like values on a GPU, (B, H, S, 64)."""
 
 import extensibility
 from extensibility import InputTensor, OutputTensor, _MutableInputTensor
 from max.gpu.host import DeviceContext
 from std.math import ceildiv
+from std.utils import IndexList
 
 from ..attention.cpu import HEAD, Attention
+from ..attention.gpu.launch import AttentionOnGPU, enqueue_pack_heads
 from ..attention.heads import store_heads
 from ..cpu.tile import PANEL
-from ..data import data, require, require_contiguous, require_size
+from ..data import Data, data, require, require_contiguous, require_size
 
 
 @extensibility.register("whisper_pack_heads")
 struct PackHeads:
     """Packs keys and values for attention: rows (B, S, N), whose last 2*H*64 columns are keys and values,
-    -> keys (B, H, ceil(S/16), 64, 16), values (B, H, S, 64)."""
+    -> keys of the device's layout, values (B, H, S, 64)."""
 
     @staticmethod
     def execute[
-        dtype: DType, cache_type: DType, //, target: StaticString
+        dtype: DType, cache_type: DType, keys_rank: Int, //, target: StaticString
     ](
-        keys: OutputTensor[dtype=cache_type, rank=5, ...],
+        keys: OutputTensor[dtype=cache_type, rank=keys_rank, ...],
         values: OutputTensor[dtype=cache_type, rank=4, ...],
         rows: InputTensor[dtype=dtype, rank=3, ...],
         ctx: DeviceContext,
     ) raises:
-        comptime assert target == "cpu", "pack_heads has a CPU body only, so far"
+        comptime op = "pack_heads"
+        var batch = rows.dim_size(0)
+        var length = rows.dim_size(1)
+        var columns = rows.dim_size(2)
         var heads = values.dim_size(1)
-        require_size(values.dim_size(0), rows.dim_size(0), "pack_heads", "B of the values")
-        require_size(values.dim_size(2), rows.dim_size(1), "pack_heads", "S of the values")
-        require_size(values.dim_size(3), HEAD, "pack_heads", "the size of a head")
-        require_size(keys.dim_size(0), rows.dim_size(0), "pack_heads", "B of the keys")
-        require_size(keys.dim_size(1), heads, "pack_heads", "H of the keys")
-        require_size(keys.dim_size(2), ceildiv(rows.dim_size(1), PANEL), "pack_heads", "the number of panels of keys")
-        require_size(keys.dim_size(3), HEAD, "pack_heads", "the size of a head of the keys")
-        require_size(keys.dim_size(4), PANEL, "pack_heads", "the width of a panel of keys")
-        require(
-            rows.dim_size(2) >= 2 * heads * HEAD,
-            "pack_heads",
-            String("rows have ", rows.dim_size(2), " columns, expected at least ", 2 * heads * HEAD),
-        )
-        require_contiguous(rows, "pack_heads", "rows")
-        store_heads(
-            data(keys),
-            data(values),
-            rows.dim_size(1),
-            data(rows),
-            rows.dim_size(2),
-            None,
-            rows.dim_size(0),
-            heads,
-            rows.dim_size(1),
-        )
+        _require_keys_and_values[target, op](keys.shape(), values.shape(), batch)
+        require_size(values.dim_size(2), length, op, "S of the values")
+        _require_columns[op](columns, 2 * heads * HEAD, "rows")
+        require_contiguous(rows, op, "rows")
+        comptime if target == "cpu":
+            store_heads(data(keys), data(values), length, data(rows), columns, None, batch, heads, length)
+        else:
+            var first = data(rows).unsafe_offset(columns - 2 * heads * HEAD)
+            enqueue_pack_heads(
+                _as[dtype](data(keys)), _as[dtype](data(values)), first, columns, batch, heads, length, ctx
+            )
 
 
 @extensibility.register("whisper_attention")
 struct AttentionOp:
-    """Computes attention over all keys: queries (B, T, N) whose first H*64 columns are read, keys
-    (B, H, ceil(S/16), 64, 16), values (B, H, S, 64) -> (B, T, H*64)."""
+    """Computes attention over all keys: queries (B, T, N) whose first H*64 columns are read, keys, values (B, H, S, 64)
+    -> (B, T, H*64)."""
 
     @staticmethod
     def execute[
-        dtype: DType, cache_type: DType, //, target: StaticString
+        dtype: DType, cache_type: DType, keys_rank: Int, //, target: StaticString
     ](
         output: OutputTensor[dtype=dtype, rank=3, ...],
         queries: InputTensor[dtype=dtype, rank=3, ...],
-        keys: InputTensor[dtype=cache_type, rank=5, ...],
+        keys: InputTensor[dtype=cache_type, rank=keys_rank, ...],
         values: InputTensor[dtype=cache_type, rank=4, ...],
         ctx: DeviceContext,
     ) raises:
-        comptime assert target == "cpu", "attention has a CPU body only, so far"
+        comptime op = "attention"
         var batch = queries.dim_size(0)
+        var length = queries.dim_size(1)
+        var columns = queries.dim_size(2)
         var heads = values.dim_size(1)
         var capacity = values.dim_size(2)
-        require(capacity > 0, "attention", "there must be at least one key")
-        require_size(values.dim_size(0), batch, "attention", "B of the values")
-        require_size(values.dim_size(3), HEAD, "attention", "the size of a head")
-        require_size(keys.dim_size(0), batch, "attention", "B of the keys")
-        require_size(keys.dim_size(1), heads, "attention", "H of the keys")
-        require_size(keys.dim_size(2), ceildiv(capacity, PANEL), "attention", "the number of panels of keys")
-        require_size(keys.dim_size(3), HEAD, "attention", "the size of a head of the keys")
-        require_size(keys.dim_size(4), PANEL, "attention", "the width of a panel of keys")
-        require(
-            queries.dim_size(2) >= heads * HEAD,
-            "attention",
-            String("queries have ", queries.dim_size(2), " columns, expected at least ", heads * HEAD),
-        )
-        require_size(output.dim_size(0), batch, "attention", "B of the output")
-        require_size(output.dim_size(1), queries.dim_size(1), "attention", "T of the output")
-        require_size(output.dim_size(2), heads * HEAD, "attention", "H * 64 of the output")
-        require_contiguous(queries, "attention", "queries")
-        require_contiguous(keys, "attention", "keys")
-        require_contiguous(values, "attention", "values")
-        Attention(
+        require(capacity > 0, op, "there must be at least one key")
+        _require_keys_and_values[target, op](keys.shape(), values.shape(), batch)
+        _require_columns[op](columns, heads * HEAD, "queries")
+        _require_output[op](output.shape(), batch, length, heads)
+        require_contiguous(queries, op, "queries")
+        require_contiguous(keys, op, "keys")
+        require_contiguous(values, op, "values")
+        comptime if target == "cpu":
+            Attention(
+                data(output),
+                data(queries),
+                columns,
+                data(keys),
+                data(values),
+                capacity,
+                None,
+                batch,
+                heads,
+                length,
+            ).run[causal=False]()
+        else:
+            AttentionOnGPU(
+                data(output),
+                data(queries),
+                columns,
+                _as[dtype](data(keys)),
+                _as[dtype](data(values)),
+                capacity,
+                data(queries),
+                columns,
+                0,
+                None,
+                batch,
+                heads,
+                length,
+            ).enqueue(ctx)
+
+
+@extensibility.register("whisper_self_attention")
+struct SelfAttention:
+    """Computes attention of all rows over all rows, on a GPU: rows (B, S, 3*H*64) of queries, keys and values
+    -> (B, S, H*64). A CPU packs keys first: `whisper_pack_heads`, then `whisper_attention`."""
+
+    @staticmethod
+    def execute[
+        dtype: DType, //, target: StaticString
+    ](
+        output: OutputTensor[dtype=dtype, rank=3, ...],
+        rows: InputTensor[dtype=dtype, rank=3, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime assert target != "cpu", "self_attention has no CPU body: pack_heads, then attention"
+        comptime op = "self_attention"
+        var batch = rows.dim_size(0)
+        var length = rows.dim_size(1)
+        var columns = rows.dim_size(2)
+        var heads = columns // (3 * HEAD)
+        require_size(columns, 3 * heads * HEAD, op, "3 * H * 64 of the rows")
+        _require_output[op](output.shape(), batch, length, heads)
+        require_contiguous(rows, op, "rows")
+        AttentionOnGPU(
             data(output),
-            data(queries),
-            queries.dim_size(2),
-            data(keys),
-            data(values),
-            capacity,
+            data(rows),
+            columns,
+            data(rows),
+            data(rows),
+            0,
+            data(rows).unsafe_offset(heads * HEAD),
+            columns,
+            length,
             None,
             batch,
             heads,
-            queries.dim_size(1),
-        ).run[causal=False]()
+            length,
+        ).enqueue(ctx)
 
 
 @extensibility.register("whisper_cached_attention")
 struct CachedAttention:
     """Computes causal attention over a KV cache, after appending to it in place: rows (B, T, 3*H*64) of queries, keys and
-    values, past (B) the keys each row of the cache holds, cache keys (B, H, ceil(C/16), 64, 16) and values
-    (B, H, C, 64) -> (B, T, H*64)."""
+    values, past (B) the keys each row of the cache holds, the cache's keys, its values (B, H, C, 64) -> (B, T, H*64).
+
+    On a GPU the host cannot see `past`; the kernels take it for at most C - T and at least 0."""
 
     @staticmethod
     def execute[
-        dtype: DType, cache_type: DType, //, target: StaticString
+        dtype: DType, cache_type: DType, keys_rank: Int, //, target: StaticString
     ](
         output: OutputTensor[dtype=dtype, rank=3, ...],
         rows: InputTensor[dtype=dtype, rank=3, ...],
         past: InputTensor[dtype=DType.int32, rank=1, ...],
-        keys: _MutableInputTensor[dtype=cache_type, rank=5, ...],
+        keys: _MutableInputTensor[dtype=cache_type, rank=keys_rank, ...],
         values: _MutableInputTensor[dtype=cache_type, rank=4, ...],
         ctx: DeviceContext,
     ) raises:
-        comptime assert target == "cpu", "cached_attention has a CPU body only, so far"
+        comptime op = "cached_attention"
         var batch = rows.dim_size(0)
         var length = rows.dim_size(1)
+        var columns = rows.dim_size(2)
         var heads = values.dim_size(1)
         var capacity = values.dim_size(2)
-        require_size(values.dim_size(0), batch, "cached_attention", "B of the values")
-        require_size(values.dim_size(3), HEAD, "cached_attention", "the size of a head")
-        require_size(keys.dim_size(0), batch, "cached_attention", "B of the keys")
-        require_size(keys.dim_size(1), heads, "cached_attention", "H of the keys")
-        require_size(keys.dim_size(2), ceildiv(capacity, PANEL), "cached_attention", "the number of panels of keys")
-        require_size(keys.dim_size(3), HEAD, "cached_attention", "the size of a head of the keys")
-        require_size(keys.dim_size(4), PANEL, "cached_attention", "the width of a panel of keys")
-        require_size(rows.dim_size(2), 3 * heads * HEAD, "cached_attention", "3 * H * 64 of the rows")
-        require_size(past.dim_size(0), batch, "cached_attention", "B of past")
-        require_size(output.dim_size(0), batch, "cached_attention", "B of the output")
-        require_size(output.dim_size(1), length, "cached_attention", "T of the output")
-        require_size(output.dim_size(2), heads * HEAD, "cached_attention", "H * 64 of the output")
-        require_contiguous(rows, "cached_attention", "rows")
-        for b in range(batch):
-            require(
-                0 <= Int(past[b]) <= capacity - length,
-                "cached_attention",
-                String(
-                    "row ", b, " holds ", past[b], " keys and ", length, " more are to come, the cache takes ", capacity
-                ),
-            )
-        store_heads(data(keys), data(values), capacity, data(rows), rows.dim_size(2), data(past), batch, heads, length)
-        Attention(
-            data(output),
-            data(rows),
-            rows.dim_size(2),
-            data(keys),
-            data(values),
-            capacity,
-            data(past),
-            batch,
-            heads,
-            length,
-        ).run[causal=True]()
+        _require_keys_and_values[target, op](keys.shape(), values.shape(), batch)
+        require_size(columns, 3 * heads * HEAD, op, "3 * H * 64 of the rows")
+        require_size(past.dim_size(0), batch, op, "B of past")
+        _require_output[op](output.shape(), batch, length, heads)
+        require_contiguous(rows, op, "rows")
+        comptime if target == "cpu":
+            for b in range(batch):
+                require(
+                    0 <= Int(past[b]) <= capacity - length,
+                    op,
+                    String(
+                        "row ",
+                        b,
+                        " holds ",
+                        past[b],
+                        " keys and ",
+                        length,
+                        " more are to come, the cache takes ",
+                        capacity,
+                    ),
+                )
+            store_heads(data(keys), data(values), capacity, data(rows), columns, data(past), batch, heads, length)
+            Attention(
+                data(output),
+                data(rows),
+                columns,
+                data(keys),
+                data(values),
+                capacity,
+                data(past),
+                batch,
+                heads,
+                length,
+            ).run[causal=True]()
+        else:
+            require(length <= capacity, op, String(length, " keys are to come, the cache takes ", capacity))
+            AttentionOnGPU(
+                data(output),
+                data(rows),
+                columns,
+                _as[dtype](data(keys)),
+                _as[dtype](data(values)),
+                capacity,
+                data(rows).unsafe_offset(heads * HEAD),
+                columns,
+                length,
+                data(past),
+                batch,
+                heads,
+                length,
+            ).enqueue(ctx)
+
+
+def _as[dtype: DType](x: Data) -> Data[dtype]:
+    """The address, once it is sure that the elements have this dtype: on a GPU, keys and values have that of the rows.
+    """
+    comptime assert x.T.dtype == dtype, "on a GPU, keys and values have the dtype of the rows"
+    return x.unsafe_bitcast[Scalar[dtype]]()
+
+
+def _require_keys_and_values[
+    keys_rank: Int, //, target: StaticString, op: StaticString
+](keys: IndexList[keys_rank, ...], values: IndexList[4, ...], batch: Int) raises:
+    """Raises unless keys and values have the device's layout and B batch rows.
+
+    Parameters:
+        keys_rank: 5 on a CPU, 4 on a GPU.
+        target: The device.
+        op: The op that asks.
+
+    Args:
+        keys: Shape of the keys.
+        values: Shape of the values.
+        batch: B.
+    """
+    require_size(values[0], batch, op, "B of the values")
+    require_size(values[3], HEAD, op, "the size of a head")
+    require_size(keys[0], batch, op, "B of the keys")
+    require_size(keys[1], values[1], op, "H of the keys")
+    comptime if target == "cpu":
+        comptime assert keys_rank == 5, "on a CPU, keys are (B, H, ceil(S/16), 64, 16)"
+        require_size(keys[2], ceildiv(values[2], PANEL), op, "the number of panels of keys")
+        require_size(keys[3], HEAD, op, "the size of a head of the keys")
+        require_size(keys[4], PANEL, op, "the width of a panel of keys")
+    else:
+        comptime assert keys_rank == 4, "on a GPU, keys are (B, H, S, 64)"
+        require_size(keys[2], values[2], op, "the number of keys")
+        require_size(keys[3], HEAD, op, "the size of a head of the keys")
+
+
+def _require_columns[op: StaticString](found: Int, least: Int, name: StaticString) raises:
+    """Raises unless rows are wide enough."""
+    require(found >= least, op, String(name, " have ", found, " columns, expected at least ", least))
+
+
+def _require_output[op: StaticString](output: IndexList[3, ...], batch: Int, length: Int, heads: Int) raises:
+    """Raises unless the output is (B, T, H*64)."""
+    require_size(output[0], batch, op, "B of the output")
+    require_size(output[1], length, op, "T of the output")
+    require_size(output[2], heads * HEAD, op, "H * 64 of the output")

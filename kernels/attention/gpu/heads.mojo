@@ -1,0 +1,61 @@
+"""Keys and values as attention on a GPU reads them, from the rows that a linear layer wrote.
+
+    rows (B, T, N): the last 2*H*64 columns are [ key of head 0 .. H-1 | value of head 0 .. H-1 ]
+
+    keys, values (B, H, T, 64)      the T keys (values) of a head lie one behind the other
+
+Only cross-attention needs this, once per window: one query reads all keys of a head again and again, and finds them in
+one piece. Self-attention reads keys and values from the rows themselves.
+
+A thread moves 16 bytes: thread i of all B*H*T*64/width threads writes chunk i of the keys and chunk i of the values, so
+that stores are contiguous; loads are pieces of 64 elements, whole sectors. Cost: 2*B*T*H*64 elements read and written.
+"""
+
+from max.gpu import global_idx
+from std.sys import size_of
+
+from ...data import Data
+from ..cpu import HEAD
+
+comptime PACK_THREADS = 256
+"""Threads of one block."""
+
+
+def pack_heads_kernel[
+    dtype: DType
+](
+    keys: Data[dtype],
+    values: Data[dtype],
+    rows: Data[dtype],
+    row_stride: Int32,
+    heads: Int32,
+    length: Int32,
+    chunks: Int32,
+):
+    """Moves chunk `global_idx.x` of the keys and of the values.
+
+    Args:
+        keys: (B, H, T, 64).
+        values: (B, H, T, 64).
+        rows: (B, T, N), from the first key column on.
+        row_stride: N.
+        heads: H.
+        length: T.
+        chunks: Chunks of 16 bytes in `keys`.
+    """
+    comptime width = 16 // size_of[dtype]()
+    comptime in_key = Int32(HEAD // width)
+    var chunk = Int32(global_idx.x)
+    if chunk >= chunks:
+        return
+    var column = chunk % in_key * Int32(width)
+    var key = chunk // in_key
+    var matrix = key // length
+    var batch_row = matrix // heads
+    var head = matrix - batch_row * heads
+    var row = batch_row * length + key - matrix * length
+    var source = rows.unsafe_offset(Int(row) * Int(row_stride) + Int(head * Int32(HEAD) + column))
+    var k = source.unsafe_load[width=width, alignment=16]()
+    var v = source.unsafe_load[width=width, alignment=16](heads * Int32(HEAD))
+    keys.unsafe_store[alignment=16](Int(chunk) * width, k)
+    values.unsafe_store[alignment=16](Int(chunk) * width, v)
