@@ -1,0 +1,95 @@
+"""One tensor-core instruction of NVIDIA GPUs (sm_80 and later): D = A @ B + D, a 16 x 8 tile by one warp.
+
+A (16, 16) and B (16, 8) are float16 or bfloat16, D (16, 8) float32. Every lane holds a few elements of each; with
+g = lane / 4 and t = lane mod 4:
+
+           B   column g                      lane holds of       rows        columns
+               rows 2t, 2t+1 | 2t+8, 2t+9    A: 8 values         g, g+8      2t, 2t+1, 2t+8, 2t+9
+        +----------------+                   B: 4 values         as drawn    g
+      A |                | D                 D: 4 values         g, g+8      2t, 2t+1
+        +----------------+
+                                             A in the order (g, 2t..), (g+8, 2t..), (g, 2t+8..), (g+8, 2t+8..)
+
+`load_matrices` (ldmatrix) fills such registers from shared memory: lane l gives the address of 16 bytes, row l mod 8 of the
+8 x 8 matrix l / 8, and receives elements 2t and 2t+1 of row g of all four; transposed, elements g of rows 2t and 2t+1.
+
+The sum over the 16 products has no order to rely on: bits may differ between GPUs, not between runs.
+
+NVIDIA, "PTX ISA", 9.7.14.5 (mma, ldmatrix).
+"""
+
+from std.memory import bitcast
+from std.sys import _RegisterPackType, inlined_assembly
+
+from .memory import Shared
+
+comptime MMA_M = 16
+comptime MMA_N = 8
+comptime MMA_K = 16
+
+
+@always_inline
+def load_matrices[dtype: DType, //, *, transpose: Bool = False](row: Shared[dtype]) -> SIMD[dtype, 8]:
+    """Loads four 8 x 8 matrices of 2-byte elements from shared memory; all lanes of the warp take part.
+
+    Parameters:
+        dtype: float16 or bfloat16.
+        transpose: Whether each matrix is transposed on the way.
+
+    Args:
+        row: 16 aligned bytes: row (lane mod 8) of matrix (lane / 8).
+
+    Returns:
+        Two elements of each matrix, in the order of the matrices.
+    """
+    comptime suffix = ".trans" if transpose else ""
+    comptime assembly = "ldmatrix.sync.aligned.m8n8.x4" + suffix + ".shared.b16 {$0, $1, $2, $3}, [$4];"
+    var r = inlined_assembly[
+        assembly, _RegisterPackType[UInt32, UInt32, UInt32, UInt32], constraints="=r,=r,=r,=r,r,~{memory}"
+    ](Int32(Int(row)))
+    return bitcast[dtype, 8](SIMD[DType.uint32, 4](r[0], r[1], r[2], r[3]))
+
+
+@always_inline
+def multiply_add[
+    dtype: DType, //
+](mut d: SIMD[DType.float32, 4], a: SIMD[dtype, 8], b0: SIMD[dtype, 2], b1: SIMD[dtype, 2]):
+    """Computes D += A @ B; all lanes of the warp take part.
+
+    Parameters:
+        dtype: float16 or bfloat16.
+
+    Args:
+        d: This lane's part of D.
+        a: Of A.
+        b0: Of rows 0 to 7 of B.
+        b1: Of rows 8 to 15 of B.
+    """
+    comptime assert dtype.is_half_float(), "tensor cores multiply float16 or bfloat16"
+    comptime name = "f16" if dtype == DType.float16 else "bf16"
+    comptime assembly = (
+        "mma.sync.aligned.m16n8k16.row.col.f32."
+        + name
+        + "."
+        + name
+        + ".f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
+    )
+    var r = bitcast[DType.uint32, 4](a)
+    var y = inlined_assembly[
+        assembly,
+        _RegisterPackType[Float32, Float32, Float32, Float32],
+        constraints="=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
+        has_side_effect=False,
+    ](
+        r[0],
+        r[1],
+        r[2],
+        r[3],
+        bitcast[DType.uint32, 1](b0),
+        bitcast[DType.uint32, 1](b1),
+        d[0],
+        d[1],
+        d[2],
+        d[3],
+    )
+    d = SIMD[DType.float32, 4](y[0], y[1], y[2], y[3])
