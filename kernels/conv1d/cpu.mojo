@@ -1,7 +1,7 @@
 """1-D convolution of width 3 with bias and GELU: y[t] = gelu( sum over j in 0..2 of W_j x[s*t + j - 1] + b ) [+ p[t]].
 
-Shapes: x (B, T, C) time-major, zeros beyond both ends; W packed in panels (ceil(N/16), 3*C, 16) with row j*C + c for tap
-j and channel c; b (N); p (T_out, N) the positional embedding, added last; y (B, T_out, N), T_out = (T - 1) / s + 1 for
+Shapes: x (B, T, C) time-major, zeros beyond both ends; W packed in panels, 3*C deep, with k = j*C + c for tap j
+and channel c; b (N); p (T_out, N) the positional embedding, added last; y (B, T_out, N), T_out = (T - 1) / s + 1 for
 stride s.
 
 Time-major rows make the convolution a matrix product without any copy: the three taps of y[t] are 3*C consecutive
@@ -56,12 +56,12 @@ struct ConvolutionEpilogue[dtype: DType, add_positions: Bool](Epilogue):
 
 
 def convolve[
-    dtype: DType, //, add_positions: Bool
+    dtype: DType, weight_type: DType, //, add_positions: Bool
 ](
     x: Data[dtype],
     length: Int,
     channels: Int,
-    weight: Data[dtype],
+    weight: Data[weight_type],
     stride: Int,
     epilogue: ConvolutionEpilogue[dtype, add_positions],
 ):
@@ -71,7 +71,7 @@ def convolve[
         x: (length, channels).
         length: T.
         channels: C.
-        weight: (ceil(N/16), 3*C, 16).
+        weight: Panels of N columns, 3*C deep.
         stride: 1 or 2.
         epilogue: Receives y[t] as row t.
     """
@@ -94,12 +94,12 @@ def convolve[
 
 
 def _edge_row[
-    dtype: DType, //, add_positions: Bool
+    dtype: DType, weight_type: DType, //, add_positions: Bool
 ](
     x: Data[dtype],
     length: Int,
     channels: Int,
-    weight: Data[dtype],
+    weight: Data[weight_type],
     stride: Int,
     row: Int,
     epilogue: ConvolutionEpilogue[dtype, add_positions],

@@ -16,7 +16,7 @@ from std.math import copysign
 from std.memory import bitcast
 
 comptime LOG2_E = Float32(1.4426950408889634)
-"""log2(e): exp(x) = exp2(LOG2_E * x)."""
+"""The binary logarithm of e: exp(x) = exp2(LOG2_E * x)."""
 
 comptime _EXP2: Array[Float32, 7] = [
     1.0,

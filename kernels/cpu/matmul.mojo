@@ -2,7 +2,8 @@
 
     C[m, n] = epilogue( sum over k of A[m, k] * B[k, n] )
 
-A is row-major with any row stride; B is packed in panels of 16 columns (see `tile.mojo`).
+A is row-major with any row stride; B is packed in panels of 16 columns, in float32, bfloat16 or int8 (see `tile.mojo`).
+When more than one tile reads a narrow panel, it is widened to float32 once for all of them.
 
             N: panels of 16                     threads share rows of A when there are many (encoder),
         +----+----+----+----+                   panels of B when there are few (a decoding step)
@@ -13,15 +14,27 @@ A is row-major with any row stride; B is packed in panels of 16 columns (see `ti
     |   +----+                 one panel of B in L1 while the tiles run down the block
     +---+
 
-Floor: 2*M*N*K operations; bytes (M*K + K*N + M*N) * 4 once each when the blocks fit.
+Floor: 2*M*N*K operations; bytes M*K, K*N and M*N elements once each when the blocks fit.
 """
 
 from std.math import ceildiv
 from std.memory import stack_allocation
+from std.memory.alloc import unsafe_alloc
 
 from ..data import Data
 from .threads import share, worker_count
-from .tile import MOST_PANELS, PANEL, ROWS, WIDTH, multiply_tile, tile_panels
+from .tile import (
+    MOST_PANELS,
+    PANEL,
+    ROWS,
+    WIDTH,
+    group,
+    multiply_tile,
+    panel_rows,
+    row_size,
+    tile_panels,
+    widen_panel,
+)
 
 comptime BLOCK_BYTES = 192 * 1024
 """Bytes of A kept in the second-level cache while B's panels pass by."""
@@ -65,26 +78,56 @@ def multiply_block[
     """
     var sums = stack_allocation[ROWS * MOST_PANELS * PANEL, DType.float32, alignment=64]()
     var block = max(1, BLOCK_BYTES // (depth * 4 * ROWS + 1)) * ROWS
+    var panel_stride = panel_rows[b_type](depth) * row_size[b_type]
+    var wide_stride = ceildiv(depth, group[b_type]) * group[b_type] * PANEL
+    var wide = Optional[Data[DType.float32]]()
+    comptime if b_type != DType.float32:
+        if row_end - row_begin > ROWS:
+            wide = unsafe_alloc[Float32](tile_panels(ROWS) * wide_stride, alignment=64)
     for first in range(row_begin, row_end, block):
         var last = min(first + block, row_end)
         var together = tile_panels(min(ROWS, last - first))
         for panel in range(panel_begin, panel_end, together):
             var panels = min(together, panel_end - panel)
+            var narrow = b.unsafe_offset(panel * panel_stride)
+            comptime if b_type != DType.float32:
+                if last - first > ROWS:
+                    for i in range(panels):
+                        widen_panel(
+                            narrow.unsafe_offset(i * panel_stride), depth, wide.value().unsafe_offset(i * wide_stride)
+                        )
             for row in range(first, last, ROWS):
                 var rows = min(ROWS, last - row)
-                multiply_tile(
-                    rows,
-                    panels,
-                    a.unsafe_offset(row * a_stride),
-                    a_stride,
-                    b.unsafe_offset(panel * depth * PANEL),
-                    depth * PANEL,
-                    PANEL,
-                    depth,
-                    sums,
-                    MOST_PANELS * PANEL,
-                )
+                var a_rows = a.unsafe_offset(row * a_stride)
+                if wide and last - first > ROWS:
+                    multiply_tile(
+                        rows,
+                        panels,
+                        a_rows,
+                        a_stride,
+                        wide.value(),
+                        wide_stride,
+                        PANEL,
+                        depth,
+                        sums,
+                        MOST_PANELS * PANEL,
+                    )
+                else:
+                    multiply_tile(
+                        rows,
+                        panels,
+                        a_rows,
+                        a_stride,
+                        narrow,
+                        panel_stride,
+                        row_size[b_type],
+                        depth,
+                        sums,
+                        MOST_PANELS * PANEL,
+                    )
                 _finish(rows, row, panel * PANEL, min((panel + panels) * PANEL, columns), sums, epilogue)
+    if wide:
+        wide.value().unsafe_free()
 
 
 @no_inline  # inlined, a plain copy of the sums is dropped by the optimiser (Mojo 1.2.0)
@@ -107,7 +150,7 @@ def multiply[
     Args:
         a: `rows x depth`, row-major.
         a_stride: Elements from one row of A to the next.
-        b: `ceil(columns / 16)` panels of `depth x 16`.
+        b: `ceil(columns / 16)` packed panels.
         rows: M.
         columns: N.
         depth: K.

@@ -3,16 +3,23 @@
 Every matrix product of the package (linear layers, convolutions as matrices, both products of attention, the
 vocabulary) is cut into tiles of `rows x (panels * PANEL)` float32 sums that stay in registers while k runs:
 
-              PANEL = 16 columns            b: a panel, k rows of 16 consecutive columns
-             +------------------+              (one cache line per k in float32)
-        k -> | b[k, 0 .. 15]    |
+              PANEL = 16 columns            b: a panel; each of its rows is one cache line
+             +------------------+              and holds 16 columns of G neighbouring k:
+        k -> | b[k, 0 .. 15]    |              G = 1 in float32, 2 in bfloat16, 4 in int8
              +------------------+
       a[i,k]  acc[i, 0 .. 15] += a[i, k] * b[k, 0 .. 15]        for the `rows` rows i of the tile
 
 A panel is 16 columns on every CPU, so weights are packed once and a cache of packed weights serves any of them: 16
-columns are one AVX-512 register, two of AVX2, four of NEON or SSE, and the width of an AMX tile.
+columns are one AVX-512 register, two of AVX2, four of NEON or SSE, and the width of an AMX tile; the G values of k that
+lie together are what the dot product instructions of AVX-512 and AMX take.
 
-Cost per k and tile: `rows * panels * 16` fused multiply-adds, `panels` cache lines of b, `rows` broadcasts of a.
+    element (k, column) of a panel lies at  row k / G, place column * G + k % G;  what pads the last row is 0
+    int8: one more row in front, the scales of the 16 columns in float32: b[k, n] = scale[n] * int8[k, n]
+
+The narrow types are widened to float32 in registers (a bfloat16 is the upper half of a float32): they save memory
+traffic, not precision of the sums.
+
+Cost per k and tile: `rows * panels * 16` fused multiply-adds, `panels / G` cache lines of b, `rows` broadcasts of a.
 
 | registers             | rows x panels | sums | loads per multiply-add |
 | --------------------- | ------------- | ---- | ---------------------- |
@@ -25,7 +32,9 @@ Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM 
 """
 
 from std.collections import Array
-from std.sys import CompilationTarget, simd_width_of
+from std.math import ceildiv
+from std.memory import bitcast
+from std.sys import CompilationTarget, simd_width_of, size_of
 
 from ..data import Data
 
@@ -37,6 +46,71 @@ comptime WIDTH = min(PANEL, simd_width_of[DType.float32]())
 
 comptime VECTORS = PANEL // WIDTH
 """Registers that hold one row of a panel."""
+
+
+comptime group[dtype: DType]: Int = size_of[DType.float32]() // size_of[dtype]()
+"""G: values of k that lie together in a panel."""
+
+comptime row_size[dtype: DType]: Int = PANEL * group[dtype]
+"""Elements in a row of a panel: one cache line."""
+
+comptime scale_rows[dtype: DType]: Int = 1 if dtype == DType.int8 else 0
+"""Rows of scales in front of a panel."""
+
+
+def panel_rows[dtype: DType](depth: Int) -> Int:
+    """Rows of a panel that holds `depth` values of k, its scales included."""
+    return scale_rows[dtype] + ceildiv(depth, group[dtype])
+
+
+def panel_scales[dtype: DType, //](panel: Data[dtype]) -> Data[DType.float32]:
+    """The scales in front of a panel of int8."""
+    return panel.unsafe_bitcast[Float32]()
+
+
+@always_inline
+def panel_element[dtype: DType, //](panel: Data[dtype], k: Int, column: Int) -> Float32:
+    """Element (k, column) of a panel."""
+    comptime G = group[dtype]
+    var place = (scale_rows[dtype] + k // G) * row_size[dtype] + column * G + k % G
+    var value = panel[unsafe_offset=place].cast[DType.float32]()
+    comptime if scale_rows[dtype] > 0:
+        return value * panel_scales(panel)[unsafe_offset=column]
+    return value
+
+
+@always_inline
+def _widen[dtype: DType, which: Int](row: SIMD[DType.int32, WIDTH]) -> SIMD[DType.float32, WIDTH]:
+    """Value `which` of the G that each 4 bytes hold, as float32."""
+    comptime if dtype == DType.float32:
+        return bitcast[DType.float32, WIDTH](row)
+    elif dtype == DType.bfloat16:
+        return bitcast[DType.float32, WIDTH](row << 16 if which == 0 else row & Int32(-65536))
+    else:
+        comptime assert dtype == DType.int8, "weights are float32, bfloat16 or int8"
+        return ((row << Int32(24 - 8 * which)) >> 24).cast[DType.float32]()
+
+
+def widen_panel[dtype: DType, //](panel: Data[dtype], depth: Int, output: Data[DType.float32]):
+    """Writes a panel of a narrow type as one of float32.
+
+    Worth it when many tiles read the panel: the widening is then done once for all of them.
+
+    Args:
+        panel: A packed panel.
+        depth: Values of k.
+        output: Receives `depth` rows of 16, and up to G - 1 rows of zeros behind them.
+    """
+    comptime G = group[dtype]
+    var rows = panel.unsafe_offset(scale_rows[dtype] * row_size[dtype]).unsafe_bitcast[Int32]()
+    comptime for v in range(VECTORS):
+        var scale = SIMD[DType.float32, WIDTH](1)
+        comptime if scale_rows[dtype] > 0:
+            scale = panel_scales(panel).unsafe_load[width=WIDTH](v * WIDTH)
+        for row in range(ceildiv(depth, G)):
+            var values = rows.unsafe_load[width=WIDTH](row * PANEL + v * WIDTH)
+            comptime for which in range(G):
+                output.unsafe_store((row * G + which) * PANEL + v * WIDTH, _widen[dtype, which](values) * scale)
 
 
 comptime MOST_PANELS = 4
@@ -76,22 +150,56 @@ def _multiply_tile[
     c: Data[DType.float32],
     c_stride: Int,
 ):
+    comptime G = group[b_type]
     comptime columns = panels * VECTORS
     var sums = Array[SIMD[DType.float32, WIDTH], rows * columns](fill=SIMD[DType.float32, WIDTH](0))
-    for k in range(depth):
-        var b_row = Array[SIMD[DType.float32, WIDTH], columns](uninitialized=True)
-        comptime for p in range(panels):
-            comptime for v in range(VECTORS):
-                b_row[p * VECTORS + v] = b.unsafe_load[width=WIDTH](
-                    p * b_panel_stride + k * b_row_stride + v * WIDTH
-                ).cast[DType.float32]()
-        comptime for i in range(rows):
-            var a_ik = SIMD[DType.float32, WIDTH](a[unsafe_offset=i * a_stride + k].cast[DType.float32]())
+    var first = b.unsafe_offset(scale_rows[b_type] * row_size[b_type])
+
+    @always_inline
+    def add_row[count: Int](k: Int) {imm a, imm a_stride, imm b_panel_stride, imm b_row_stride, imm first, mut sums}:
+        """Adds the first `count` values of the row that begins with k."""
+
+        @always_inline
+        def load_row(j: Int) {imm} -> SIMD[DType.int32, WIDTH]:
+            var line = first.unsafe_offset(j // VECTORS * b_panel_stride + k // G * b_row_stride).unsafe_bitcast[
+                Int32
+            ]()
+            return line.unsafe_load[width=WIDTH](j % VECTORS * WIDTH)
+
+        @always_inline
+        def load_a(i: Int, which: Int) {imm} -> SIMD[DType.float32, WIDTH]:
+            return SIMD[DType.float32, WIDTH](a[unsafe_offset=i * a_stride + k + which].cast[DType.float32]())
+
+        comptime if G == 1:  # a row of b stays in registers, the elements of a pass by
+            var b_k = Array[SIMD[DType.float32, WIDTH], columns](uninitialized=True)
             comptime for j in range(columns):
-                sums[i * columns + j] = a_ik.fma(b_row[j], sums[i * columns + j])
-    comptime for i in range(rows):
-        comptime for j in range(columns):
-            c.unsafe_store(i * c_stride + j * WIDTH, sums[i * columns + j])
+                b_k[j] = _widen[b_type, 0](load_row(j))
+            comptime for i in range(rows):
+                var a_ik = load_a(i, 0)
+                comptime for j in range(columns):
+                    sums[i * columns + j] = a_ik.fma(b_k[j], sums[i * columns + j])
+        else:  # one register of b after the other is widened and used up
+            comptime for j in range(columns):
+                var b_row = load_row(j)
+                comptime for which in range(count):
+                    var b_k = _widen[b_type, which](b_row)
+                    comptime for i in range(rows):
+                        sums[i * columns + j] = load_a(i, which).fma(b_k, sums[i * columns + j])
+
+    var whole = depth // G * G
+    for k in range(0, whole, G):
+        add_row[G](k)
+    comptime for rest in range(1, G):
+        if depth - whole == rest:
+            add_row[rest](whole)
+
+    comptime for j in range(columns):
+        var scale = SIMD[DType.float32, WIDTH](1)
+        comptime if scale_rows[b_type] > 0:
+            var panel = b.unsafe_offset(j // VECTORS * b_panel_stride)
+            scale = panel_scales(panel).unsafe_load[width=WIDTH](j % VECTORS * WIDTH)
+        comptime for i in range(rows):
+            c.unsafe_store(i * c_stride + j * WIDTH, sums[i * columns + j] * scale)
 
 
 def multiply_tile[
@@ -108,7 +216,7 @@ def multiply_tile[
     c: Data[DType.float32],
     c_stride: Int,
 ):
-    """Stores `a @ b` of one tile, summed over k in order in float32.
+    """Stores `a @ b` of one tile, summed over k in order in float32, times the scales.
 
     The registers' tile is a function of its own for every number of rows, not inlined: an op then holds a dozen small
     loops instead of hundreds, and compiles in a second. What a caller does with the sums costs it one trip through the
@@ -125,7 +233,7 @@ def multiply_tile[
         a_stride: Elements from one row of a to the next.
         b: First element of the tile's first panel.
         b_panel_stride: Elements from one panel to the next.
-        b_row_stride: Elements from one k to the next within a panel (PANEL when packed).
+        b_row_stride: Elements from one row of a panel to the next (`row_size` when packed).
         depth: Length of the sum over k.
         c: Receives `rows` rows of `panels * PANEL` sums.
         c_stride: Elements from one row of c to the next.

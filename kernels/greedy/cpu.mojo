@@ -2,7 +2,7 @@
 
     logits[b, v] = sum over k of h[b, k] * E[v, k]                                     h[b] = hidden[b, at[b]]
 
-Shapes: hidden (B, T, D), at (B), E (V, D) in panels of 16 tokens (ceil(V/16), D, 16). The logits are not kept: 256 at a
+Shapes: hidden (B, T, D), at (B), E (V, D) packed in panels of 16 tokens. The logits are not kept: 256 at a
 time stay in the first-level cache until they are reduced to a softmax of their own,
 
     largest = max x        total = sum exp(x - largest)        index = the first x that is the largest
@@ -144,15 +144,19 @@ struct Rows[dtype: DType](TrivialRegisterPassable):
 
 
 def _softmaxes[
-    dtype: DType, //
+    dtype: DType, weight_type: DType, //
 ](
-    rows: Rows[dtype], vocabulary: Data[dtype], tokens: Int, filters: List[Filter], suppress_mask: Data[DType.uint8]
+    rows: Rows[dtype],
+    vocabulary: Data[weight_type],
+    tokens: Int,
+    filters: List[Filter],
+    suppress_mask: Data[DType.uint8],
 ) -> List[Softmax]:
     """Reads the vocabulary once.
 
     Args:
         rows: The hidden states.
-        vocabulary: Panels of `depth x 16`.
+        vocabulary: Packed panels, `depth` deep.
         tokens: V.
         filters: One for each row.
         suppress_mask: `tokens`; read only for rows whose filter suppresses.
@@ -194,7 +198,7 @@ def _softmaxes[
                     )
         logits.unsafe_free()
 
-    share(some_chunks, chunks if rows.count > 0 else 0, grain(columns * rows.depth * size_of[dtype]()))
+    share(some_chunks, chunks if rows.count > 0 else 0, grain(columns * rows.depth * size_of[weight_type]()))
     var results = List[Softmax](capacity=rows.count * 2)
     for i in range(rows.count * 2):
         var result = Softmax.empty()
@@ -212,13 +216,13 @@ def _require_finite(total: Float32, row: Int, op: StaticString) raises:
 
 
 def greedy[
-    dtype: DType, //
+    dtype: DType, weight_type: DType, //
 ](
     picked: Data[DType.int32],
     log_probs: Data[DType.float32],
     hidden: Data[dtype],
     at: Data[DType.int32],
-    vocabulary: Data[dtype],
+    vocabulary: Data[weight_type],
     suppress_mask: Data[DType.uint8],
     rules: Data[DType.int32],
     batch: Int,
@@ -234,7 +238,7 @@ def greedy[
         log_probs: `batch`, the log of their probabilities among the allowed tokens.
         hidden: `batch x length x depth`.
         at: `batch`, the position of each row that counts.
-        vocabulary: Panels of `depth x 16`.
+        vocabulary: Packed panels, `depth` deep.
         suppress_mask: `tokens`, the bits that suppress each token.
         rules: `batch x 4`: suppress_bits, text_begin, timestamps_from, timestamps_to.
         batch: B.
@@ -274,12 +278,12 @@ def greedy[
 
 
 def token_probability[
-    dtype: DType, //
+    dtype: DType, weight_type: DType, //
 ](
     probabilities: Data[DType.float32],
     hidden: Data[dtype],
     at: Data[DType.int32],
-    vocabulary: Data[dtype],
+    vocabulary: Data[weight_type],
     batch: Int,
     length: Int,
     depth: Int,
@@ -292,7 +296,7 @@ def token_probability[
         probabilities: `batch`; NaN where `at` is negative.
         hidden: `batch x length x depth`.
         at: `batch`, the position of each row that counts, or -1.
-        vocabulary: Panels of `depth x 16`.
+        vocabulary: Packed panels, `depth` deep.
         batch: B.
         length: T.
         depth: D.
@@ -321,12 +325,12 @@ def token_probability[
 
 
 def logits[
-    dtype: DType, //
+    dtype: DType, weight_type: DType, //
 ](
     output: Data[DType.float32],
     hidden: Data[dtype],
     at: Data[DType.int32],
-    vocabulary: Data[dtype],
+    vocabulary: Data[weight_type],
     batch: Int,
     length: Int,
     depth: Int,
@@ -338,7 +342,7 @@ def logits[
         output: `batch x tokens`.
         hidden: `batch x length x depth`.
         at: `batch`, the position of each row that counts.
-        vocabulary: Panels of `depth x 16`.
+        vocabulary: Packed panels, `depth` deep.
         batch: B.
         length: T.
         depth: D.

@@ -3,25 +3,24 @@
 import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
-from std.math import ceildiv
 
 from ..conv1d.cpu import TAPS, ConvolutionEpilogue, convolve
-from ..cpu.tile import PANEL
 from ..data import Data, data, require, require_contiguous, require_size
+from .packed import require_packed
 
 
 @extensibility.register("whisper_conv1d")
 struct Conv1d:
-    """Computes y = gelu(conv1d(x, W, b)), width 3, padding 1: x (B, T, C), weight (ceil(N/16), 3*C, 16), bias (N)
+    """Computes y = gelu(conv1d(x, W, b)), width 3, padding 1: x (B, T, C), packed weight (N, 3*C), bias (N)
     -> (B, (T-1)/stride + 1, N)."""
 
     @staticmethod
     def execute[
-        dtype: DType, //, target: StaticString, stride: Int
+        dtype: DType, weight_type: DType, //, target: StaticString, stride: Int
     ](
         output: OutputTensor[dtype=dtype, rank=3, ...],
         x: InputTensor[dtype=dtype, rank=3, ...],
-        weight: InputTensor[dtype=dtype, rank=3, ...],
+        weight: InputTensor[dtype=weight_type, rank=3, ...],
         bias: InputTensor[dtype=dtype, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
@@ -34,11 +33,11 @@ struct Conv1dPositions:
 
     @staticmethod
     def execute[
-        dtype: DType, //, target: StaticString, stride: Int
+        dtype: DType, weight_type: DType, //, target: StaticString, stride: Int
     ](
         output: OutputTensor[dtype=dtype, rank=3, ...],
         x: InputTensor[dtype=dtype, rank=3, ...],
-        weight: InputTensor[dtype=dtype, rank=3, ...],
+        weight: InputTensor[dtype=weight_type, rank=3, ...],
         bias: InputTensor[dtype=dtype, rank=1, ...],
         positions: InputTensor[dtype=dtype, rank=2, ...],
         ctx: DeviceContext,
@@ -50,11 +49,11 @@ struct Conv1dPositions:
 
 
 def _conv1d[
-    dtype: DType, //, target: StaticString, stride: Int, add_positions: Bool
+    dtype: DType, weight_type: DType, //, target: StaticString, stride: Int, add_positions: Bool
 ](
     output: OutputTensor[dtype=dtype, rank=3, ...],
     x: InputTensor[dtype=dtype, rank=3, ...],
-    weight: InputTensor[dtype=dtype, rank=3, ...],
+    weight: InputTensor[dtype=weight_type, rank=3, ...],
     bias: InputTensor[dtype=dtype, rank=1, ...],
     positions: Data[dtype],
     ctx: DeviceContext,
@@ -65,14 +64,11 @@ def _conv1d[
     var channels = x.dim_size(2)
     var columns = bias.dim_size(0)
     require(length > 0 and channels > 0 and columns > 0, "conv1d", "T, C and N must be positive")
-    require_size(weight.dim_size(0), ceildiv(columns, PANEL), "conv1d", "the number of packed panels")
-    require_size(weight.dim_size(1), TAPS * channels, "conv1d", "3 * C of the packed weight")
-    require_size(weight.dim_size(2), PANEL, "conv1d", "the width of a panel")
+    require_packed(weight, columns, TAPS * channels, "conv1d")
     require_size(output.dim_size(0), x.dim_size(0), "conv1d", "B of the output")
     require_size(output.dim_size(1), (length - 1) // stride + 1, "conv1d", "T of the output")
     require_size(output.dim_size(2), columns, "conv1d", "N of the output")
     require_contiguous(x, "conv1d", "x")
-    require_contiguous(weight, "conv1d", "weight")
     for b in range(x.dim_size(0)):
         convolve(
             data(x).unsafe_offset(b * length * channels),

@@ -11,17 +11,17 @@ from .vocabulary import check_vocabulary
 
 @extensibility.register("whisper_embed")
 struct Embed:
-    """Computes E[tokens[b, t]] + P[past[b] + t]: tokens (B, T), past (B), E (ceil(V/16), D, 16), P (n_ctx, D) -> (B, T, D).
+    """Computes E[tokens[b, t]] + P[past[b] + t]: tokens (B, T), past (B), packed E (V, D), P (n_ctx, D) -> (B, T, D).
     """
 
     @staticmethod
     def execute[
-        dtype: DType, //, target: StaticString, n_vocab: Int
+        dtype: DType, weight_type: DType, //, target: StaticString, n_vocab: Int
     ](
         output: OutputTensor[dtype=dtype, rank=3, ...],
         tokens: InputTensor[dtype=DType.int32, rank=2, ...],
         past: InputTensor[dtype=DType.int32, rank=1, ...],
-        vocabulary: InputTensor[dtype=dtype, rank=3, ...],
+        vocabulary: InputTensor[dtype=weight_type, rank=3, ...],
         positions: InputTensor[dtype=dtype, rank=2, ...],
         ctx: DeviceContext,
     ) raises:

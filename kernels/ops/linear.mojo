@@ -3,26 +3,24 @@
 import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
-from std.math import ceildiv
 
 from ..cpu.matmul import multiply
-from ..cpu.tile import PANEL
 from ..data import data, require, require_contiguous, require_size
 from ..linear.cpu import BiasEpilogue
+from .packed import require_packed
 
 
 @extensibility.register("whisper_linear")
 struct Linear:
-    """Computes y = f(x @ W^T + b), f the identity or GELU: x (..., K), weight (ceil(N/16), K, 16), bias (N) -> (..., N).
-    """
+    """Computes y = f(x @ W^T + b), f the identity or GELU: x (..., K), packed weight, bias (N) -> (..., N)."""
 
     @staticmethod
     def execute[
-        dtype: DType, rank: Int, //, target: StaticString, gelu: Bool
+        dtype: DType, weight_type: DType, rank: Int, //, target: StaticString, gelu: Bool
     ](
         output: OutputTensor[dtype=dtype, rank=rank, ...],
         x: InputTensor[dtype=dtype, rank=rank, ...],
-        weight: InputTensor[dtype=dtype, rank=3, ...],
+        weight: InputTensor[dtype=weight_type, rank=3, ...],
         bias: InputTensor[dtype=dtype, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
@@ -35,11 +33,11 @@ struct LinearResidual:
 
     @staticmethod
     def execute[
-        dtype: DType, rank: Int, //, target: StaticString, gelu: Bool
+        dtype: DType, weight_type: DType, rank: Int, //, target: StaticString, gelu: Bool
     ](
         output: OutputTensor[dtype=dtype, rank=rank, ...],
         x: InputTensor[dtype=dtype, rank=rank, ...],
-        weight: InputTensor[dtype=dtype, rank=3, ...],
+        weight: InputTensor[dtype=weight_type, rank=3, ...],
         bias: InputTensor[dtype=dtype, rank=1, ...],
         residual: InputTensor[dtype=dtype, rank=rank, ...],
         ctx: DeviceContext,
@@ -51,11 +49,11 @@ struct LinearResidual:
 
 
 def _linear[
-    dtype: DType, rank: Int, //, target: StaticString, gelu: Bool, add_residual: Bool
+    dtype: DType, weight_type: DType, rank: Int, //, target: StaticString, gelu: Bool, add_residual: Bool
 ](
     output: OutputTensor[dtype=dtype, rank=rank, ...],
     x: InputTensor[dtype=dtype, rank=rank, ...],
-    weight: InputTensor[dtype=dtype, rank=3, ...],
+    weight: InputTensor[dtype=weight_type, rank=3, ...],
     bias: InputTensor[dtype=dtype, rank=1, ...],
     residual: InputTensor[dtype=dtype, rank=rank, ...],
     ctx: DeviceContext,
@@ -64,13 +62,10 @@ def _linear[
     var depth = x.dim_size(rank - 1)
     var columns = bias.dim_size(0)
     require(depth > 0 and columns > 0, "linear", "K and N must be positive")
-    require_size(weight.dim_size(1), depth, "linear", "K of the packed weight")
-    require_size(weight.dim_size(0), ceildiv(columns, PANEL), "linear", "the number of packed panels")
-    require_size(weight.dim_size(2), PANEL, "linear", "the width of a panel")
+    require_packed(weight, columns, depth, "linear")
     require_size(output.dim_size(rank - 1), columns, "linear", "N of the output")
     require_size(output.size() * depth, x.size() * columns, "linear", "M * K * N of the output")
     require_contiguous(x, "linear", "x")
-    require_contiguous(weight, "linear", "weight")
     multiply(
         data(x),
         depth,

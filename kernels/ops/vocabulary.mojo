@@ -4,16 +4,16 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
 
-from ..cpu.tile import PANEL
 from ..data import data, require, require_between, require_contiguous, require_size
 from ..greedy.cpu import greedy, logits, token_probability
+from .packed import require_packed
 
 
 @extensibility.register("whisper_greedy")
 struct Greedy:
     """Picks each row's most probable token among those that its rules allow, and the log of its probability among them.
 
-    hidden (B, T, D), at (B) the position of each row that counts, vocabulary (ceil(V/16), D, 16), suppress_mask (V),
+    hidden (B, T, D), at (B) the position of each row that counts, packed vocabulary, suppress_mask (V),
     rules (B, 4) -> tokens (B), log probabilities (B). A row of rules is:
 
         suppress_bits     no token v where suppress_mask[v] & suppress_bits != 0; 128 stands for the rule below instead
@@ -26,13 +26,13 @@ struct Greedy:
 
     @staticmethod
     def execute[
-        dtype: DType, //, target: StaticString, timestamp_begin: Int
+        dtype: DType, weight_type: DType, //, target: StaticString, timestamp_begin: Int
     ](
         picked: OutputTensor[dtype=DType.int32, rank=1, ...],
         log_probs: OutputTensor[dtype=DType.float32, rank=1, ...],
         hidden: InputTensor[dtype=dtype, rank=3, ...],
         at: InputTensor[dtype=DType.int32, rank=1, ...],
-        vocabulary: InputTensor[dtype=dtype, rank=3, ...],
+        vocabulary: InputTensor[dtype=weight_type, rank=3, ...],
         suppress_mask: InputTensor[dtype=DType.uint8, rank=1, ...],
         rules: InputTensor[dtype=DType.int32, rank=2, ...],
         ctx: DeviceContext,
@@ -69,16 +69,16 @@ struct Greedy:
 @extensibility.register("whisper_token_probability")
 struct TokenProbability:
     """Computes the probability of one token among all V, without rules: hidden (B, T, D), at (B) the position of each
-    row that counts or -1 for none, vocabulary (ceil(V/16), D, 16) -> (B), NaN where there is none."""
+    row that counts or -1 for none, packed vocabulary -> (B), NaN where there is none."""
 
     @staticmethod
     def execute[
-        dtype: DType, //, target: StaticString, n_vocab: Int, token: Int
+        dtype: DType, weight_type: DType, //, target: StaticString, n_vocab: Int, token: Int
     ](
         output: OutputTensor[dtype=DType.float32, rank=1, ...],
         hidden: InputTensor[dtype=dtype, rank=3, ...],
         at: InputTensor[dtype=DType.int32, rank=1, ...],
-        vocabulary: InputTensor[dtype=dtype, rank=3, ...],
+        vocabulary: InputTensor[dtype=weight_type, rank=3, ...],
         ctx: DeviceContext,
     ) raises:
         comptime assert target == "cpu", "token_probability has a CPU body only, so far"
@@ -100,16 +100,16 @@ struct TokenProbability:
 
 @extensibility.register("whisper_logits")
 struct Logits:
-    """Computes the logits of all V tokens: hidden (B, T, D), at (B), vocabulary (ceil(V/16), D, 16) -> (B, V)."""
+    """Computes the logits of all V tokens: hidden (B, T, D), at (B), packed vocabulary -> (B, V)."""
 
     @staticmethod
     def execute[
-        dtype: DType, //, target: StaticString
+        dtype: DType, weight_type: DType, //, target: StaticString
     ](
         output: OutputTensor[dtype=DType.float32, rank=2, ...],
         hidden: InputTensor[dtype=dtype, rank=3, ...],
         at: InputTensor[dtype=DType.int32, rank=1, ...],
-        vocabulary: InputTensor[dtype=dtype, rank=3, ...],
+        vocabulary: InputTensor[dtype=weight_type, rank=3, ...],
         ctx: DeviceContext,
     ) raises:
         comptime assert target == "cpu", "logits has a CPU body only, so far"
@@ -128,11 +128,11 @@ struct Logits:
 
 
 def _check_rows[
-    dtype: DType, //
+    dtype: DType, weight_type: DType, //
 ](
     hidden: InputTensor[dtype=dtype, rank=3, ...],
     at: InputTensor[dtype=DType.int32, rank=1, ...],
-    vocabulary: InputTensor[dtype=dtype, rank=3, ...],
+    vocabulary: InputTensor[dtype=weight_type, rank=3, ...],
     tokens: Int,
     lowest: Int,
     op: StaticString,
@@ -145,8 +145,6 @@ def _check_rows[
 
 
 def check_vocabulary(vocabulary: InputTensor[rank=3, ...], depth: Int, tokens: Int, op: StaticString) raises:
+    """Raises unless the vocabulary holds `tokens` packed rows of `depth` elements."""
     require(depth > 0 and tokens > 0, op, "D and V must be positive")
-    require_size(vocabulary.dim_size(0), (tokens + PANEL - 1) // PANEL, op, "the number of vocabulary panels")
-    require_size(vocabulary.dim_size(1), depth, op, "D of the vocabulary")
-    require_size(vocabulary.dim_size(2), PANEL, op, "the width of a panel")
-    require_contiguous(vocabulary, op, "vocabulary")
+    require_packed(vocabulary, tokens, depth, op)
