@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from max.driver import Buffer
 
 from max_whisper import eager
+from max_whisper.runtime import as_buffer
 
 STATES = {"tiny": 384, "base": 512, "small": 768, "medium": 1024, "large": 1280}
 """Width of the model's states; heads have 64 elements each."""
@@ -17,7 +17,7 @@ AUDIO_CONTEXT = 1500
 
 def call(op: eager.Op, *arrays: np.ndarray, **parameters: Any) -> Callable[[], Any]:
     """Compiles an op and returns a call of it on buffers that are made once."""
-    buffers = [Buffer.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+    buffers = [as_buffer(np.ascontiguousarray(array)) for array in arrays]
     model = eager.compile_op(op, buffers, parameters)
     return lambda: model.execute(*buffers)
 

@@ -7,28 +7,33 @@ from max.dtype import DType
 from max.graph import BufferValue, DeviceRef, Graph, TensorValue, Weight
 
 from max_whisper import ops
+from max_whisper.packed import Recipe
 
 
 class Weights:
     """Packed weights by name: `weights["blocks.0.attn.qkv"]`, added to the graph when they are first used.
 
     Args:
-        shapes: Shape of every packed weight, see `max_whisper.packing`.
-        dtype: Element type of all of them.
+        recipes: What every packed weight is, see `max_whisper.packed`.
         device: Where they live.
         prefix: Put before every name.
+
+    Attributes:
+        dtype: Element type of what flows between the layers.
     """
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: DType, device: DeviceRef, prefix: str = "") -> None:
-        self.shapes, self.dtype, self.device, self.prefix = shapes, dtype, device, prefix
+    def __init__(self, recipes: dict[str, Recipe], device: DeviceRef, prefix: str = "") -> None:
+        self.recipes, self.device, self.prefix = recipes, device, prefix
+        self.dtype = DType.float32
 
     def __getitem__(self, name: str) -> TensorValue:
         name = self.prefix + name
-        return Graph.current.add_weight(Weight(name, self.dtype, self.shapes[name], self.device)).tensor
+        recipe = self.recipes[name]
+        return Graph.current.add_weight(Weight(name, DType[recipe.dtype], recipe.shape, self.device)).tensor
 
     def at(self, prefix: str) -> "Weights":
         """The weights whose names begin with `prefix` and a dot."""
-        return Weights(self.shapes, self.dtype, self.device, f"{self.prefix}{prefix}.")
+        return Weights(self.recipes, self.device, f"{self.prefix}{prefix}.")
 
 
 def layer_norm(x: TensorValue, w: Weights) -> TensorValue:

@@ -218,7 +218,7 @@ def test_options_reach_the_model(loads: Loads, recording: Callable[..., str]) ->
         (["--clip-timestamps", "x"], "clip_timestamps is 'x'"),
         (["--suppress-tokens", "x"], "suppress_tokens is 'x'"),
         (["--output-dir", "/dev/null/out"], "cannot write into '/dev/null/out'"),
-        (["--dtype", "int4"], "dtype 'int4': expected float32"),
+        (["--dtype", "int4"], "dtype 'int4': expected float32, bfloat16, int8"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

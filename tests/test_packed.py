@@ -10,7 +10,6 @@ from max_whisper.errors import CheckpointError
 from max_whisper.tokenizer import Vocabulary
 
 DIMS = ModelDimensions(80, 1500, 64, 1, 1, 51864, 448, 64, 1, 2)
-FLOAT32 = np.dtype("float32")
 
 
 @pytest.fixture
@@ -36,12 +35,12 @@ def unpack(panels: np.ndarray, columns: int) -> np.ndarray:
 
 
 def test_every_tensor_is_used_once():
-    sources = [source for recipe in packed.recipes(DIMS).values() for source in recipe.sources if source]
+    sources = [source for recipe in packed.recipes(DIMS, "float32").values() for source in recipe.sources if source]
     assert sorted(sources) == sorted(expected_tensors(DIMS))
 
 
 def test_fused_layers(checkpoint):
-    weights, t = packed.pack(checkpoint, FLOAT32), checkpoint.tensors
+    weights, t = packed.pack(checkpoint, "float32"), checkpoint.tensors
     block = "decoder.blocks.1"
     qkv = np.concatenate([t[f"{block}.attn.{part}.weight"] for part in ("query", "key", "value")])
     np.testing.assert_array_equal(unpack(weights[f"{block}.attn.qkv.weight"], 192), qkv)
@@ -51,19 +50,19 @@ def test_fused_layers(checkpoint):
 
 def test_convolution(checkpoint):
     weight = checkpoint.tensors["encoder.conv1.weight"]
-    rows = unpack(packed.pack(checkpoint, FLOAT32)["encoder.conv1.weight"], 64)
+    rows = unpack(packed.pack(checkpoint, "float32")["encoder.conv1.weight"], 64)
     for tap in range(3):
         np.testing.assert_array_equal(rows[:, tap * 80 : (tap + 1) * 80], weight[:, :, tap])
 
 
 def test_vocabulary_keeps_every_token(checkpoint):
-    panels = packed.pack(checkpoint, FLOAT32)["decoder.token_embedding.weight"]
+    panels = packed.pack(checkpoint, "float32")["decoder.token_embedding.weight"]
     np.testing.assert_array_equal(unpack(panels, 51864), checkpoint.tensors["decoder.token_embedding.weight"])
     assert not panels[-1, :, 8:].any()
 
 
 def test_is_written_once_and_mapped(checkpoint, cache, monkeypatch):
-    expected = packed.pack(checkpoint, FLOAT32)
+    expected = packed.pack(checkpoint, "float32")
     said: list[str] = []
     packed.load(checkpoint, "float32", said.append)
     monkeypatch.setattr(packed, "pack", lambda *_: pytest.fail("packed again"))

@@ -64,7 +64,7 @@ def test_a_lesser_level_on_request(cpu, monkeypatch):
     ("device", "dtype", "message"),
     [
         ("tpu", "float32", "device 'tpu': expected cpu, gpu or auto"),
-        ("cpu", "int3", "dtype 'int3': expected float32"),
+        ("cpu", "int3", "dtype 'int3': expected float32, bfloat16, int8"),
     ],
 )
 def test_refuses(device, dtype, message):

@@ -121,7 +121,6 @@ def _digest(path: Path) -> str:
 
 
 def _compile(dims: ModelDimensions, dtype: str, path: Path) -> None:
-    from max.dtype import DType
     from max.graph import DeviceRef
 
     from max_whisper import graphs, packed
@@ -129,5 +128,5 @@ def _compile(dims: ModelDimensions, dtype: str, path: Path) -> None:
     from max_whisper.graphs.module import GraphModule
 
     module = GraphModule()
-    graphs.build(module, dims, Weights(packed.shapes(dims), DType[dtype], DeviceRef.CPU()))
+    graphs.build(module, dims, Weights(packed.recipes(dims, dtype), DeviceRef.CPU()))
     module.compile().export_mef(path)

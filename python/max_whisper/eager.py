@@ -19,13 +19,20 @@ from max.engine import Model
 from max.graph import BufferType, DeviceRef, TensorType, TensorValue
 
 from max_whisper.graphs.module import GraphModule
-from max_whisper.runtime import session
+from max_whisper.runtime import as_buffer, session
 
 Op = Callable[..., TensorValue | tuple[TensorValue, ...]]
 Signature = tuple[tuple[DType, int], ...]
 Call = tuple[Op, Signature, tuple[tuple[str, Any], ...]]
 
-_DTYPES = {"f32": DType.float32, "f16": DType.float16, "i32": DType.int32, "u8": DType.uint8}
+_DTYPES = {
+    "f32": DType.float32,
+    "f16": DType.float16,
+    "bf16": DType.bfloat16,
+    "i32": DType.int32,
+    "i8": DType.int8,
+    "u8": DType.uint8,
+}
 
 _prepared: set[Call] = set()
 _models: dict[Call, Model] = {}
@@ -62,7 +69,7 @@ def call(op: Op, *arrays: np.ndarray, **parameters: Any) -> Any:
 
     Args:
         op: A function of `max_whisper.ops`, or any function on graph values.
-        arrays: Its tensor arguments.
+        arrays: Its tensor arguments; uint16 stands for bfloat16, which NumPy lacks.
         parameters: Its keyword arguments; tensors must be positional.
 
     Returns:
@@ -71,7 +78,7 @@ def call(op: Op, *arrays: np.ndarray, **parameters: Any) -> Any:
     Raises:
         ValueError: An argument has a shape or dtype the op refuses.
     """
-    buffers = [Buffer.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+    buffers = [as_buffer(np.ascontiguousarray(array)) for array in arrays]
     results = [result.to_numpy() for result in compile_op(op, buffers, parameters).execute(*buffers)]
     return results[0] if len(results) == 1 else tuple(results)
 

@@ -56,7 +56,7 @@ class Whisper:
         dims: The model's sizes.
         vocabulary: Its tokens.
         device: Where it computes: "cpu".
-        dtype: Element type of weights and activations: "float32".
+        dtype: Element type of the weights: "float32", "bfloat16" or "int8". Sums, states and caches are float32.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Whisper:
         expected = (self.dims.n_mels, 2 * self.dims.n_audio_ctx)
         if mel.ndim != 3 or mel.shape[1:] != expected:
             raise OptionError(f"mel has shape {mel.shape}: expected (B, {expected[0]}, {expected[1]}) for this model")
-        states = self.execute("encoder", np.ascontiguousarray(mel, np.dtype(self.dtype)))[0]
+        states = self.execute("encoder", np.ascontiguousarray(mel, np.float32))[0]
         return AudioFeatures(states, self.execute("cross_attention", states))
 
     def new_decoder(self, features: AudioFeatures) -> "Decoder":
@@ -160,7 +160,7 @@ class Decoder:
         self._caches: list[Buffer] = []
         for layer in range(dims.n_text_layer):
             # Uninitialised: attention reads no key or value that was not written.
-            self._caches += [Buffer(DType[model.dtype], shape, CPU()) for shape in (keys, values)]
+            self._caches += [Buffer(DType.float32, shape, CPU()) for shape in (keys, values)]
             self._caches += features.cross[2 * layer : 2 * layer + 2]
 
     def set_suppression(self, mask: np.ndarray) -> None:
@@ -240,7 +240,7 @@ def load_model(
     Args:
         name: "tiny.en", "base" ..., "organisation/name", the path of a checkpoint, or a checkpoint.
         device: "cpu", or "auto" for the best device there is.
-        dtype: "float32".
+        dtype: Element type of the weights: "float32", "bfloat16" or "int8".
         progress: Is told, in words, what takes long on first use.
 
     Raises:

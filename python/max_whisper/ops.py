@@ -47,7 +47,7 @@ def linear(
 
     Args:
         x: (..., K).
-        weight: (ceil(N / 16), K, 16), see `packing.pack_linear`.
+        weight: (N, K), packed by `packing.pack_linear`.
         bias: (N).
         residual: (..., N), added last.
         gelu: Whether f is GELU (erf form) instead of the identity.
@@ -68,7 +68,7 @@ def conv1d(
 
     Args:
         x: (B, T, C), time-major.
-        weight: (ceil(N / 16), 3 * C, 16), see `packing.pack_conv1d`.
+        weight: (N, 3 * C), packed by `packing.pack_conv1d`.
         bias: (N).
         positions: (T_out, N), added last.
         stride: 1 or 2.
@@ -176,14 +176,14 @@ def embed(
     Args:
         tokens: (B, T), int32.
         past: (B), int32, how many tokens row b's cache holds already.
-        vocabulary: E (V, D), packed as (ceil(V / 16), D, 16) by `packing.pack_linear`.
+        vocabulary: E (V, D), packed by `packing.pack_linear`.
         positions: P (n_ctx, D).
         n_vocab: V.
 
     Returns:
-        (B, T, D), the dtype of the vocabulary.
+        (B, T, D), the dtype of the positions.
     """
-    out = _like(vocabulary, [*tokens.shape, positions.shape[1]])
+    out = _like(positions, [*tokens.shape, positions.shape[1]])
     return _custom("whisper_embed", [tokens, past, vocabulary, positions], [out], n_vocab=n_vocab)[0]
 
 
@@ -201,7 +201,7 @@ def greedy(
     Args:
         hidden: (B, T, D), the decoder's last states.
         at: (B), int32, which of the T states of a row is used.
-        vocabulary: (V, D), packed as (ceil(V / 16), D, 16) by `packing.pack_linear`.
+        vocabulary: (V, D), packed by `packing.pack_linear`.
         suppress_mask: (V), uint8, for each token the bits that suppress it.
         rules: (B, 4), int32: suppress_bits (128: the timestamps win if all of them together are more probable than any
             text token), text_begin, timestamps_from, timestamps_to; see `kernels/ops/`.
@@ -228,7 +228,7 @@ def token_probability(
     Args:
         hidden: (B, T, D), the decoder's last states.
         at: (B), int32, which of the T states of a row is used; -1 for none.
-        vocabulary: (V, D), packed as (ceil(V / 16), D, 16) by `packing.pack_linear`.
+        vocabulary: (V, D), packed by `packing.pack_linear`.
         n_vocab: V.
         token: The token.
 
@@ -245,7 +245,7 @@ def logits(hidden: TensorValue, at: TensorValue, vocabulary: TensorValue, *, n_v
     Args:
         hidden: (B, T, D), the decoder's last states.
         at: (B), int32, which of the T states of a row is used.
-        vocabulary: (V, D), packed as (ceil(V / 16), D, 16) by `packing.pack_linear`.
+        vocabulary: (V, D), packed by `packing.pack_linear`.
         n_vocab: V.
 
     Returns:

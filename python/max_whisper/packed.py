@@ -22,8 +22,12 @@ from max_whisper.packing import pack_conv1d, pack_linear, packed_shape
 ALIGNMENT = 64
 """Bytes: where a tensor may begin, so that no register load crosses a cache line."""
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Part of the file's name; grows with every change of the layout."""
+
+
+_KINDS = {"float32": ("F32", "float32"), "bfloat16": ("BF16", "uint16"), "int8": ("I8", "int8")}
+"""For each dtype what the file calls it, and the NumPy type that holds it."""
 
 
 @dataclass(frozen=True)
@@ -32,57 +36,61 @@ class Recipe:
 
     Attributes:
         shape: Its shape.
+        dtype: Its element type.
         sources: Tensors of the checkpoint, stacked along the first dimension; None stands for zeros (keys have no bias).
         pack: Lays the stack out.
     """
 
     shape: tuple[int, ...]
+    dtype: str
     sources: tuple[str | None, ...]
-    pack: Callable[[np.ndarray, np.dtype], np.ndarray]
+    pack: Callable[[np.ndarray, str], np.ndarray]
 
 
-def recipes(dims: ModelDimensions) -> dict[str, Recipe]:
-    """Names every packed weight of a model of these sizes, in the order of use."""
+def recipes(dims: ModelDimensions, dtype: str) -> dict[str, Recipe]:
+    """Names every packed weight of a model of these sizes, in the order of use.
+
+    The matrices of the linear layers and the vocabulary, all but a hundredth of a model, have the dtype that is asked for.
+    Biases, layer norms and positions stay float32; the two convolutions, which see the signal itself, are not rounded
+    further than to bfloat16.
+    """
     audio, text = dims.n_audio_state, dims.n_text_state
     positions = {
         "encoder.positional_embedding": (dims.n_audio_ctx, audio),
         "decoder.positional_embedding": (dims.n_text_ctx, text),
     }
+    convolutions = "bfloat16" if dtype == "int8" else dtype
     result = {
-        **_convolution("encoder.conv1", audio, dims.n_mels),
-        **_convolution("encoder.conv2", audio, audio),
-        **{name: Recipe(shape, (name,), _keep) for name, shape in positions.items()},
+        **_convolution("encoder.conv1", audio, dims.n_mels, convolutions),
+        **_convolution("encoder.conv2", audio, audio, convolutions),
+        **{name: Recipe(shape, "float32", (name,), _keep) for name, shape in positions.items()},
         **_layer_norm("encoder.ln_post", audio),
-        **_linear("decoder.token_embedding", dims.n_vocab, text, bias=False),
+        "decoder.token_embedding.weight": _matrix(["decoder.token_embedding.weight"], dims.n_vocab, text, dtype),
         **_layer_norm("decoder.ln", text),
     }
     for side, layers, state in (("encoder", dims.n_audio_layer, audio), ("decoder", dims.n_text_layer, text)):
         for block in (f"{side}.blocks.{layer}" for layer in range(layers)):
             result |= _layer_norm(f"{block}.attn_ln", state)
-            result |= _fused(f"{block}.attn", "qkv", state)
-            result |= _linear(f"{block}.attn.out", state, state)
+            result |= _fused(f"{block}.attn", "qkv", state, dtype)
+            result |= _linear(f"{block}.attn.out", state, state, dtype)
             if side == "decoder":
                 result |= _layer_norm(f"{block}.cross_attn_ln", state)
-                result |= _linear(f"{block}.cross_attn.query", state, state)
-                result |= _fused(f"{block}.cross_attn", "kv", state)
-                result |= _linear(f"{block}.cross_attn.out", state, state)
+                result |= _linear(f"{block}.cross_attn.query", state, state, dtype)
+                result |= _fused(f"{block}.cross_attn", "kv", state, dtype)
+                result |= _linear(f"{block}.cross_attn.out", state, state, dtype)
             result |= _layer_norm(f"{block}.mlp_ln", state)
-            result |= _linear(f"{block}.mlp.0", 4 * state, state) | _linear(f"{block}.mlp.2", state, 4 * state)
+            result |= _linear(f"{block}.mlp.0", 4 * state, state, dtype)
+            result |= _linear(f"{block}.mlp.2", state, 4 * state, dtype)
     return result
 
 
-def shapes(dims: ModelDimensions) -> dict[str, tuple[int, ...]]:
-    """Shapes of all packed weights."""
-    return {name: recipe.shape for name, recipe in recipes(dims).items()}
-
-
-def pack(checkpoint: Checkpoint, dtype: np.dtype) -> dict[str, np.ndarray]:
+def pack(checkpoint: Checkpoint, dtype: str) -> dict[str, np.ndarray]:
     """Packs all weights of a checkpoint.
 
     Raises:
-        CheckpointError: A packed weight holds NaN or infinity: the checkpoint is corrupt, or too large for the dtype.
+        CheckpointError: A weight holds NaN or infinity: the checkpoint is corrupt.
     """
-    return {name: _cook(name, recipe, checkpoint, dtype) for name, recipe in recipes(checkpoint.dims).items()}
+    return {name: _cook(name, recipe, checkpoint) for name, recipe in recipes(checkpoint.dims, dtype).items()}
 
 
 def load(checkpoint: Checkpoint, dtype: str, progress: Callable[[str], None] | None = None) -> dict[str, np.ndarray]:
@@ -90,25 +98,25 @@ def load(checkpoint: Checkpoint, dtype: str, progress: Callable[[str], None] | N
 
     Args:
         checkpoint: The weights and what identifies them.
-        dtype: Element type of the packed weights.
+        dtype: "float32", "bfloat16" or "int8": element type of the packed matrices, see `recipes`.
         progress: Is told when packing begins.
 
     Raises:
         CheckpointError: As `pack`.
     """
     path = cache_dir() / "packed" / f"{checkpoint.fingerprint[:32]}-{dtype}-v{LAYOUT_VERSION}.safetensors"
-    expected = recipes(checkpoint.dims)
+    expected = {n: (_KINDS[r.dtype][1], r.shape) for n, r in recipes(checkpoint.dims, dtype).items()}
     if path.is_file():
         try:
-            tensors = read_safetensors(path)
+            tensors = read_safetensors(path, dict(_KINDS.values()))
         except CheckpointError:
             tensors = {}  # cut short by a full disk, say: packed anew below
-        if {name: tensor.shape for name, tensor in tensors.items()} == {n: r.shape for n, r in expected.items()}:
+        if {name: (tensor.dtype.name, tensor.shape) for name, tensor in tensors.items()} == expected:
             return tensors
     if progress:
         progress(f"packing the weights of {checkpoint.source} ...")
-    _write(path, pack(checkpoint, np.dtype(dtype)))
-    return read_safetensors(path)
+    _write(path, pack(checkpoint, dtype))
+    return read_safetensors(path, dict(_KINDS.values()))
 
 
 def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:
@@ -120,7 +128,7 @@ def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:
     header: dict[str, dict[str, object]] = {}
     end = 0
     for name, tensor in tensors.items():
-        kind = {"float32": "F32", "float16": "F16"}[tensor.dtype.name]
+        kind = next(kind for kind, held_as in _KINDS.values() if held_as == tensor.dtype.name)
         header[name] = {"dtype": kind, "shape": tensor.shape, "data_offsets": [end, end + tensor.nbytes]}
         end += tensor.nbytes
         assert end % ALIGNMENT == 0, f"{name} has {tensor.nbytes} bytes: models of whole heads have multiples of 64"
@@ -139,44 +147,51 @@ def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:
             raise
 
 
-def _cook(name: str, recipe: Recipe, checkpoint: Checkpoint, dtype: np.dtype) -> np.ndarray:
+def _cook(name: str, recipe: Recipe, checkpoint: Checkpoint) -> np.ndarray:
     present = [checkpoint.tensors[source] for source in recipe.sources if source]
     parts = [checkpoint.tensors[source] if source else np.zeros_like(present[0]) for source in recipe.sources]
-    packed = recipe.pack(np.concatenate(parts) if len(parts) > 1 else parts[0], dtype)
-    assert packed.shape == recipe.shape, f"{name}: packed to {packed.shape}, expected {recipe.shape}"
-    if not np.isfinite(packed).all():
+    stack = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    if not np.isfinite(stack).all():
         raise CheckpointError(
-            f"{checkpoint.source}: {' + '.join(s for s in recipe.sources if s)} holds NaN or infinity as {dtype.name}; "
+            f"{checkpoint.source}: {' + '.join(s for s in recipe.sources if s)} holds NaN or infinity; "
             "the file is corrupt, fetch it again"
         )
+    packed = recipe.pack(stack, recipe.dtype)
+    assert packed.shape == recipe.shape, f"{name}: packed to {packed.shape}, expected {recipe.shape}"
     return packed
 
 
-def _keep(tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _keep(tensor: np.ndarray, dtype: str) -> np.ndarray:
     return np.ascontiguousarray(tensor, dtype)
 
 
+def _vector(sources: list[str | None], size: int) -> Recipe:
+    return Recipe((size,), "float32", tuple(sources), _keep)
+
+
+def _matrix(sources: list[str], outputs: int, inputs: int, dtype: str) -> Recipe:
+    return Recipe(packed_shape(outputs, inputs, dtype), dtype, tuple(sources), pack_linear)
+
+
 def _layer_norm(name: str, state: int) -> dict[str, Recipe]:
-    return {f"{name}.{part}": Recipe((state,), (f"{name}.{part}",), _keep) for part in ("weight", "bias")}
+    return {f"{name}.{part}": _vector([f"{name}.{part}"], state) for part in ("weight", "bias")}
 
 
-def _linear(name: str, outputs: int, inputs: int, *, bias: bool = True) -> dict[str, Recipe]:
-    result = {f"{name}.weight": Recipe(packed_shape(outputs, inputs), (f"{name}.weight",), pack_linear)}
-    return result | ({f"{name}.bias": Recipe((outputs,), (f"{name}.bias",), _keep)} if bias else {})
+def _linear(name: str, outputs: int, inputs: int, dtype: str) -> dict[str, Recipe]:
+    weight = _matrix([f"{name}.weight"], outputs, inputs, dtype)
+    return {f"{name}.weight": weight, f"{name}.bias": _vector([f"{name}.bias"], outputs)}
 
 
-def _convolution(name: str, outputs: int, channels: int) -> dict[str, Recipe]:
-    weight = Recipe(packed_shape(outputs, 3 * channels), (f"{name}.weight",), pack_conv1d)
-    return {f"{name}.weight": weight, f"{name}.bias": Recipe((outputs,), (f"{name}.bias",), _keep)}
+def _convolution(name: str, outputs: int, channels: int, dtype: str) -> dict[str, Recipe]:
+    weight = Recipe(packed_shape(outputs, 3 * channels, dtype), dtype, (f"{name}.weight",), pack_conv1d)
+    return {f"{name}.weight": weight, f"{name}.bias": _vector([f"{name}.bias"], outputs)}
 
 
-def _fused(attention: str, which: str, state: int) -> dict[str, Recipe]:
+def _fused(attention: str, which: str, state: int, dtype: str) -> dict[str, Recipe]:
     """Query, key and value as one linear layer: `qkv`, or `kv` for cross-attention."""
     parts = [{"q": "query", "k": "key", "v": "value"}[letter] for letter in which]
-    weights = tuple(f"{attention}.{part}.weight" for part in parts)
-    biases = tuple(None if part == "key" else f"{attention}.{part}.bias" for part in parts)
     outputs = len(parts) * state
     return {
-        f"{attention}.{which}.weight": Recipe(packed_shape(outputs, state), weights, pack_linear),
-        f"{attention}.{which}.bias": Recipe((outputs,), biases, _keep),
+        f"{attention}.{which}.weight": _matrix([f"{attention}.{p}.weight" for p in parts], outputs, state, dtype),
+        f"{attention}.{which}.bias": _vector([None if p == "key" else f"{attention}.{p}.bias" for p in parts], outputs),
     }

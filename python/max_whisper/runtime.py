@@ -15,6 +15,7 @@ import numpy as np
 from max._core.engine import InferenceSession as CoreSession
 from max._core.engine import Model, read
 from max.driver import CPU, Buffer
+from max.dtype import DType
 
 from max_whisper.resident import release_code
 from max_whisper.target import use_cpu_target
@@ -55,7 +56,8 @@ def load(mef: Path, weights: Mapping[str, np.ndarray | Buffer]) -> dict[str, Mod
         if not _is_contiguous(array):
             raise ValueError(f"{name} is not contiguous: the kernels would read it wrong")
     core = _core_session()
-    models = {model.name: model for model in core._load_all(core._wrap_compiled(read(str(mef))), weights)}
+    registry = {name: as_buffer(array) if array.dtype == np.uint16 else array for name, array in weights.items()}
+    models = {model.name: model for model in core._load_all(core._wrap_compiled(read(str(mef))), registry)}
     release_code(*MAX_LIBRARIES)
     return models
 
@@ -66,16 +68,22 @@ def execute(model: Model, *inputs: np.ndarray | Buffer) -> list[Buffer]:
     Raises:
         ValueError: An input is not contiguous, or a kernel refuses it.
     """
-    buffers = [_as_buffer(value) for value in inputs]
+    buffers = [as_buffer(value) for value in inputs]
     return model._execute_device_tensors(buffers)
 
 
-def _as_buffer(value: np.ndarray | Buffer) -> Buffer:
+def as_buffer(value: np.ndarray | Buffer) -> Buffer:
+    """Wraps an array without copying it; uint16 stands for bfloat16, which NumPy lacks.
+
+    Raises:
+        ValueError: The array is not contiguous.
+    """
     if isinstance(value, Buffer):
         return value
     if not _is_contiguous(value):
         raise ValueError(f"an input of shape {value.shape} is not contiguous: the kernels would read it wrong")
-    return Buffer.from_dlpack(value)
+    buffer = Buffer.from_dlpack(value)
+    return buffer.view(DType.bfloat16) if value.dtype == np.uint16 else buffer
 
 
 def _is_contiguous(value: np.ndarray | Buffer) -> bool:

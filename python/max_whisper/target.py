@@ -16,6 +16,10 @@ TARGET_VARIABLE = "MAX_WHISPER_CPU_TARGET"
 """Environment variable that asks for a level of CPU_LEVELS, for testing a lesser one."""
 
 
+DTYPES = ("float32", "bfloat16", "int8")
+"""Element types that weights can have."""
+
+
 @dataclass(frozen=True)
 class CpuLevel:
     """A set of CPU features that the kernels have a body for.
@@ -98,8 +102,8 @@ def check_device(device: str, dtype: str) -> None:
     """
     if device not in ("cpu", "gpu", "auto"):
         raise DeviceError(f"device {device!r}: expected cpu, gpu or auto")
-    if dtype not in ("float32",):
-        raise DeviceError(f"dtype {dtype!r}: expected float32")
+    if dtype not in DTYPES:
+        raise DeviceError(f"dtype {dtype!r}: expected {', '.join(DTYPES)}")
     if device == "gpu":
         from max.driver import accelerator_count
 

@@ -13,6 +13,7 @@ from max.driver import Buffer
 from max.engine import Model
 
 from max_whisper import eager
+from max_whisper.runtime import as_buffer
 
 FLOAT32_TOLERANCE: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-5}
 """For sums of up to a few thousand float32 products of unit scale: rounding grows like sqrt(K) * 2**-24."""
@@ -37,7 +38,7 @@ def run_poisoned(model: Model, buffers: Sequence[Buffer]) -> list[np.ndarray]:
 
 def run(op: eager.Op, *arrays: np.ndarray, **parameters: Any) -> Any:
     """`eager.call` into poisoned memory, twice: a second run on the same inputs must give the same bits."""
-    buffers = [Buffer.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+    buffers = [as_buffer(np.ascontiguousarray(array)) for array in arrays]
     model = eager.compile_op(op, buffers, parameters)
     results = run_poisoned(model, buffers)
     again = [result.to_numpy() for result in model.execute(*buffers)]

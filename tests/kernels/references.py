@@ -12,13 +12,21 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + erf(x / math.sqrt(2))) if x.size else x
 
 
-def unpack_linear(packed: np.ndarray, columns: int) -> np.ndarray:
-    """(panels, K, 16) -> (N, K)."""
-    return packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[:columns]
+def unpack_linear(packed: np.ndarray, columns: int, depth: int) -> np.ndarray:
+    """Panels of float, bfloat16 (as uint16) or int8 -> (N, K) float64."""
+    panels, _, size = packed.shape
+    scales = np.ones((panels, 16))
+    if packed.dtype == np.uint16:
+        packed = (packed.astype(np.uint32) << 16).view(np.float32)
+    elif packed.dtype == np.int8:
+        scales = packed[:, 0].copy().view(np.float32)
+        packed = packed[:, 1:]
+    values = packed.astype(np.float64).reshape(panels, -1, 16, size // 16).swapaxes(1, 2).reshape(panels, 16, -1)
+    return (values * scales[..., None]).reshape(panels * 16, -1)[:columns, :depth]
 
 
 def linear(x, weight, bias, residual=None, *, gelu: bool = False):
-    y = x @ unpack_linear(weight, len(bias)).T + bias
+    y = x @ unpack_linear(weight, len(bias), x.shape[-1]).T + bias
     if gelu:
         y = globals()["gelu"](y)
     return y if residual is None else y + residual
@@ -42,7 +50,7 @@ def conv1d(x, weight, bias, positions=None, *, stride: int):
     channels = x.shape[2]
     padded = np.pad(x, ((0, 0), (1, 1), (0, 0)))
     taps = [padded[:, j : padded.shape[1] - 2 + j : stride] for j in range(3)]
-    w = unpack_linear(weight, len(bias)).reshape(len(bias), 3, channels)
+    w = unpack_linear(weight, len(bias), 3 * channels).reshape(len(bias), 3, channels)
     y = gelu(sum(tap @ w[:, j].T for j, tap in enumerate(taps)) + bias)
     return y if positions is None else y + positions
 
@@ -57,11 +65,14 @@ def add_layer_norm(x, residual, gamma, beta, *, epsilon: float = 1e-5):
 
 
 def embed(tokens, past, vocabulary, positions, *, n_vocab: int):
-    return unpack_linear(vocabulary, n_vocab)[tokens] + positions[past[:, None] + np.arange(tokens.shape[1])]
+    return (
+        unpack_linear(vocabulary, n_vocab, positions.shape[1])[tokens]
+        + positions[past[:, None] + np.arange(tokens.shape[1])]
+    )
 
 
 def logits(hidden, at, vocabulary, *, n_vocab: int):
-    return hidden[np.arange(len(at)), at] @ unpack_linear(vocabulary, n_vocab).T
+    return hidden[np.arange(len(at)), at] @ unpack_linear(vocabulary, n_vocab, hidden.shape[-1]).T
 
 
 def log_softmax(x):

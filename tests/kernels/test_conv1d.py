@@ -11,6 +11,9 @@ for stride in (1, 2):
     eager.prepare(ops.conv1d, "f32[3] f32[3] f32[1]", stride=stride)
 eager.prepare(ops.conv1d, "f32[3] f32[3] f32[1] f32[2]", stride=2)
 
+for weights in ("bf16", "i8"):
+    eager.prepare(ops.conv1d, f"f32[3] {weights}[3] f32[1]", stride=2)
+
 # Lengths at which an end falls on every row of a tile; channels and columns around a panel; Whisper's own.
 SHAPES = [
     *[(1, length, 5, 16) for length in (1, 2, 3, 4, 5, 6, 7, 8, 13, 24, 25)],
@@ -20,16 +23,23 @@ SHAPES = [
 ]
 
 
-def arguments(rng, batch: int, length: int, channels: int, columns: int) -> list[np.ndarray]:
+def arguments(rng, batch: int, length: int, channels: int, columns: int, dtype: str = "float32") -> list[np.ndarray]:
     weight = rng.standard_normal((columns, channels, 3), dtype=np.float32) / np.sqrt(np.float32(3 * channels))
     x = rng.standard_normal((batch, length, channels), dtype=np.float32)
-    return [x, pack_conv1d(weight), rng.standard_normal(columns, dtype=np.float32)]
+    return [x, pack_conv1d(weight, dtype), rng.standard_normal(columns, dtype=np.float32)]
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def test_matches_reference(rng, shape, stride):
     check(ops.conv1d, arguments(rng, *shape), references.conv1d, stride=stride, **FLOAT32_TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+def test_narrow_weights(rng, shape, dtype):
+    """The products are of float32, so the bound is float32's; the reference multiplies with the same rounded weights."""
+    check(ops.conv1d, arguments(rng, *shape, dtype=dtype), references.conv1d, stride=2, **FLOAT32_TOLERANCE)
 
 
 @pytest.mark.parametrize("length", [1, 2, 13, 3000])
@@ -42,7 +52,7 @@ def test_positions(rng, length):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, w, b: (x[..., :4], w, b), r"3 \* C of the packed weight is 15, expected 12"),
+        (lambda x, w, b: (x[..., :4], w, b), "the number of rows of a packed panel is 15, expected 12"),
         (lambda x, w, b: (x, w[:1], b), "the number of packed panels is 1, expected 2"),
         (lambda x, w, b: (x[:, :0], w, b), "T, C and N must be positive"),
     ],

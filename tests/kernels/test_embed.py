@@ -11,17 +11,22 @@ CONTEXT = 50
 VOCABULARY = 37  # two whole panels and five tokens of a third
 REAL_VOCABULARY = 51866
 
-for dtype, size in (("f32", VOCABULARY), ("f16", VOCABULARY), ("f32", REAL_VOCABULARY)):
-    eager.prepare(ops.embed, f"i32[2] i32[1] {dtype}[3] {dtype}[2]", n_vocab=size)
+for dtype, size in (("f32", VOCABULARY), ("bf16", VOCABULARY), ("i8", VOCABULARY), ("f32", REAL_VOCABULARY)):
+    eager.prepare(ops.embed, f"i32[2] i32[1] {dtype}[3] f32[2]", n_vocab=size)
 
 
 def arguments(
-    rng: np.random.Generator, batch: int, length: int, depth: int, vocabulary: int = VOCABULARY
+    rng: np.random.Generator,
+    batch: int,
+    length: int,
+    depth: int,
+    vocabulary: int = VOCABULARY,
+    dtype: str = "float32",
 ) -> list[np.ndarray]:
     tokens = rng.integers(0, vocabulary, (batch, length), dtype=np.int32)
     past = rng.integers(0, CONTEXT - length + 1, batch, dtype=np.int32)
     embedding = rng.standard_normal((vocabulary, depth), dtype=np.float32)
-    return [tokens, past, pack_linear(embedding), rng.standard_normal((CONTEXT, depth), dtype=np.float32)]
+    return [tokens, past, pack_linear(embedding, dtype), rng.standard_normal((CONTEXT, depth), dtype=np.float32)]
 
 
 @pytest.mark.parametrize("depth", [1, 61, 64, 384])
@@ -36,7 +41,7 @@ def test_every_token_and_position(rng):
     tokens = np.arange(VOCABULARY, dtype=np.int32)[:, None]
     past = np.arange(VOCABULARY, dtype=np.int32) + CONTEXT - VOCABULARY
     x = run(ops.embed, tokens, past, vocabulary, positions, n_vocab=VOCABULARY)
-    expected = references.unpack_linear(vocabulary, VOCABULARY) + positions[past]
+    expected = references.unpack_linear(vocabulary, VOCABULARY, 5).astype(np.float32) + positions[past]
     np.testing.assert_array_equal(x[:, 0], expected)
 
 
@@ -46,10 +51,12 @@ def test_real_vocabulary(rng):
     check(ops.embed, arrays, references.embed, n_vocab=REAL_VOCABULARY, rtol=1e-6, atol=1e-6)
 
 
-def test_half_precision(rng):
-    tokens, past, *weights = arguments(rng, 3, 4, 64)
-    weights = [weight.astype(np.float16) for weight in weights]
-    check(ops.embed, [tokens, past, *weights], references.embed, n_vocab=VOCABULARY, rtol=1e-3, atol=1e-3)
+@pytest.mark.parametrize("depth", [1, 61, 64])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_narrow_vocabulary(rng, dtype, depth):
+    """Widening is exact and the sum is float32's, so the bound is too."""
+    arrays = arguments(rng, 3, 4, depth, dtype=dtype)
+    check(ops.embed, arrays, references.embed, n_vocab=VOCABULARY, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("batch", "length"), [(0, 3), (3, 0)])
@@ -71,9 +78,9 @@ def put(array: np.ndarray, index: tuple[int, ...], value: int) -> np.ndarray:
         (lambda t, n, e, p: (t, put(n, (1,), CONTEXT - 3), e, p), r"past\[1\] is 47, expected 0 to 46"),
         (lambda t, n, e, p: (t, put(n, (0,), -1), e, p), r"past\[0\] is -1, expected 0 to 46"),
         (lambda t, n, e, p: (t, n[1:], e, p), "B of past is 2, expected 3"),
-        (lambda t, n, e, p: (t, n, e[1:], p), "the number of vocabulary panels is 2, expected 3"),
-        (lambda t, n, e, p: (t, n, e, p[:, 1:]), "D of the vocabulary is 24, expected 23"),
-        (lambda t, n, e, p: (t, n, e[..., 1:], p), "the width of a panel is 15, expected 16"),
+        (lambda t, n, e, p: (t, n, e[1:], p), "the number of packed panels is 2, expected 3"),
+        (lambda t, n, e, p: (t, n, e, p[:, 1:]), "the number of rows of a packed panel is 24, expected 23"),
+        (lambda t, n, e, p: (t, n, e[..., 1:], p), "the width of a packed panel is 15, expected 16"),
         (lambda t, n, e, p: (t, n, e[:, :0], p[:, :0]), "D and V must be positive"),
     ],
 )

@@ -23,7 +23,8 @@ EVERYTHING = (0, 0, 0, 2**31 - 1)
 GREEDY = "f32[3] i32[1] f32[3] u8[1] i32[2]"
 for first in (FIRST, REAL_FIRST):
     eager.prepare(ops.greedy, GREEDY, timestamp_begin=first)
-eager.prepare(ops.greedy, GREEDY.replace("f32", "f16"), timestamp_begin=FIRST)
+for weights in ("bf16", "i8"):
+    eager.prepare(ops.greedy, f"f32[3] i32[1] {weights}[3] u8[1] i32[2]", timestamp_begin=FIRST)
 for size, token in ((1, 0), (17, 16), (300, 255), (REAL_VOCABULARY, NO_SPEECH)):
     eager.prepare(ops.token_probability, "f32[3] i32[1] f32[3]", n_vocab=size, token=token)
 for size in (1, 16, 17, REAL_VOCABULARY):
@@ -141,10 +142,14 @@ def test_real_vocabulary(rng, batch):
         check(op, arrays[:3], reference, n_vocab=REAL_VOCABULARY, **parameters, rtol=2e-5, atol=1e-9)
 
 
-def test_half_precision(rng):
-    hidden, at, panels = rows(rng, 3, 61, 300)
+@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_narrow_vocabulary(rng, dtype, batch):
+    """The products are of float32, so the bound is float32's; the reference multiplies with the same rounded weights."""
     mask = np.zeros(300, np.uint8)
-    arrays = [hidden.astype(np.float16), at, panels.astype(np.float16), mask, random_rules(rng, 3, mask, FIRST)]
+    hidden = rng.standard_normal((batch, 3, 61), dtype=np.float32)
+    panels = pack_linear(rng.standard_normal((300, 61), dtype=np.float32), dtype)
+    arrays = [hidden, rng.integers(0, 3, batch, dtype=np.int32), panels, mask, random_rules(rng, batch, mask, FIRST)]
     check(ops.greedy, arrays, references.greedy, timestamp_begin=FIRST, **FLOAT32_TOLERANCE)
 
 
@@ -198,10 +203,10 @@ def put(array: np.ndarray, index: tuple[int, ...], value: float) -> np.ndarray:
         (lambda h, a, e, m, r: (h, put(a, (1,), 3), e, m, r), r"at\[1\] is 3, expected 0 to 2"),
         (lambda h, a, e, m, r: (h, put(a, (0,), -1), e, m, r), r"at\[0\] is -1, expected 0 to 2"),
         (lambda h, a, e, m, r: (h, a[:1], e, m, r), "B of at is 1, expected 2"),
-        (lambda h, a, e, m, r: (h[..., 1:], a, e, m, r), "D of the vocabulary is 24, expected 23"),
-        (lambda h, a, e, m, r: (h, a, e[:2], m, r), "the number of vocabulary panels is 2, expected 3"),
-        (lambda h, a, e, m, r: (h, a, e, m[:32], r), "the number of vocabulary panels is 3, expected 2"),
-        (lambda h, a, e, m, r: (h, a, e[..., 1:], m, r), "the width of a panel is 15, expected 16"),
+        (lambda h, a, e, m, r: (h[..., 1:], a, e, m, r), "the number of rows of a packed panel is 24, expected 23"),
+        (lambda h, a, e, m, r: (h, a, e[:2], m, r), "the number of packed panels is 2, expected 3"),
+        (lambda h, a, e, m, r: (h, a, e, m[:32], r), "the number of packed panels is 3, expected 2"),
+        (lambda h, a, e, m, r: (h, a, e[..., 1:], m, r), "the width of a packed panel is 15, expected 16"),
         (lambda h, a, e, m, r: (h, a, e, m, r[:1]), "B of the rules is 1, expected 2"),
         (lambda h, a, e, m, r: (h, a, e, m, r[:, 1:]), "the number of rules is 3, expected 4"),
         (lambda h, a, e, m, r: (h, a, e, m, put(r, (1, 0), 256)), r"rules\[1, 0\] is 256, expected 0 to 255"),

@@ -2,13 +2,15 @@ import numpy as np
 import pytest
 
 from max_whisper import eager, ops
-from max_whisper.packing import pack_linear
+from max_whisper.packing import pack_linear, packed_shape
 
 from . import references
 from .harness import FLOAT32_TOLERANCE, check
 
 for gelu in (False, True):
     eager.prepare(ops.linear, "f32[2] f32[3] f32[1]", gelu=gelu)
+for weights in ("bf16", "i8"):
+    eager.prepare(ops.linear, f"f32[2] {weights}[3] f32[1]", gelu=False)
 eager.prepare(ops.linear, "f32[3] f32[3] f32[1]", gelu=True)
 eager.prepare(ops.linear, "f32[2] f32[3] f32[1] f32[2]", gelu=False)
 
@@ -24,16 +26,25 @@ SHAPES = [
 ]
 
 
-def arguments(rng: np.random.Generator, rows: int, depth: int, columns: int) -> list[np.ndarray]:
+def arguments(
+    rng: np.random.Generator, rows: int, depth: int, columns: int, dtype: str = "float32"
+) -> list[np.ndarray]:
     x = rng.standard_normal((rows, depth), dtype=np.float32)
     weight = rng.standard_normal((columns, depth), dtype=np.float32) / np.sqrt(np.float32(depth))
-    return [x, pack_linear(weight), rng.standard_normal(columns, dtype=np.float32)]
+    return [x, pack_linear(weight, dtype), rng.standard_normal(columns, dtype=np.float32)]
 
 
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def test_matches_reference(rng, shape, gelu):
     check(ops.linear, arguments(rng, *shape), references.linear, gelu=gelu, **FLOAT32_TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("shape", [*SHAPES, (6, 3, 17), (7, 5, 33), (8, 62, 17)], ids=lambda s: "x".join(map(str, s)))
+def test_narrow_weights(rng, shape, dtype):
+    """The products are of float32, so the bound is float32's; the reference multiplies with the same rounded weights."""
+    check(ops.linear, arguments(rng, *shape, dtype=dtype), references.linear, gelu=False, **FLOAT32_TOLERANCE)
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 17), (7, 61, 64), (1500, 64, 80)], ids=lambda s: "x".join(map(str, s)))
@@ -68,9 +79,9 @@ def test_no_rows(rng):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, w, b: (x[:, 1:], w, b), "K of the packed weight is 24, expected 23"),
+        (lambda x, w, b: (x[:, 1:], w, b), "the number of rows of a packed panel is 24, expected 23"),
         (lambda x, w, b: (x, w[:1], b), "the number of packed panels is 1, expected 2"),
-        (lambda x, w, b: (x, w[:, :, :8], b), "the width of a panel is 8, expected 16"),
+        (lambda x, w, b: (x, w[:, :, :8], b), "the width of a packed panel is 8, expected 16"),
         (lambda x, w, b: (x, w, b[:16]), "the number of packed panels is 2, expected 1"),
         (lambda x, w, b: (x[:, :0], w[:, :0], b), "K and N must be positive"),
     ],
@@ -80,9 +91,14 @@ def test_refuses(rng, change, message):
         eager.call(ops.linear, *change(*arguments(rng, 4, 24, 20)), gelu=False)
 
 
-def test_packing_keeps_every_weight(rng):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_packing_keeps_every_weight(rng, dtype):
     weight = rng.standard_normal((37, 5), dtype=np.float32)
-    packed = pack_linear(weight)
-    assert packed.shape == (3, 5, 16)
-    np.testing.assert_array_equal(references.unpack_linear(packed, 37), weight)
-    assert not packed[2, :, 5:].any()
+    weight[3], weight[4, 1:], weight[4, 0] = 0, 0, -1e-30
+    packed = pack_linear(weight, dtype)
+    assert packed.shape == packed_shape(37, 5, dtype)
+    # bfloat16 has 8 significant bits; int8 has 127 steps up to the largest of each column
+    bound = {"float32": 0, "bfloat16": 2.0**-8 * np.abs(weight), "int8": np.abs(weight).max(1, keepdims=True) / 253}
+    assert (np.abs(references.unpack_linear(packed, 37, 5) - weight) <= bound[dtype]).all()
+    assert not references.unpack_linear(packed, 48, 5)[37:].any()
+    assert not references.unpack_linear(packed, 37, 8)[:, 5:].any() or dtype == "float32"

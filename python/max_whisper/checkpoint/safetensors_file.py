@@ -14,15 +14,20 @@ from max_whisper.checkpoint.storage import BFLOAT16, MappedBytes, n_bytes
 from max_whisper.errors import CheckpointError
 
 _LENGTH = struct.Struct("<Q")
-_ELEMENT_TYPES = {"F16": "float16", "BF16": BFLOAT16, "F32": "float32"}
+CHECKPOINT_TYPES = {"F16": "float16", "BF16": BFLOAT16, "F32": "float32"}
+"""Element types of the weights that Whisper checkpoints come in."""
 
 
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def read_safetensors(path: Path, element_types: dict[str, str] = CHECKPOINT_TYPES) -> dict[str, np.ndarray]:
     """Reads every tensor of a file under its stored name, as a view of the mapped file.
+
+    Args:
+        path: The file.
+        element_types: The format's names of the element types allowed, and what they are read as.
 
     Raises:
         CheckpointError: The file is truncated, its header is not what the format asks for, or a tensor's elements are
-            not float16, bfloat16 or float32.
+            of none of the types allowed.
     """
     data = MappedBytes(path)
     (length,) = _LENGTH.unpack(data.read(0, _LENGTH.size, "the length of the header"))
@@ -31,11 +36,12 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     tensors = {}
     end = 0  # tensors lie one behind the other, without gaps
     for name, (element_type, shape, (first, last)) in sorted(header.items(), key=lambda item: item[1][2]):
-        if element_type not in _ELEMENT_TYPES:
+        if element_type not in element_types:
+            allowed = ", ".join(sorted(element_types))
             raise CheckpointError(
-                f"{path}: {name} is {element_type!r}, expected F16, BF16 or F32; quantised weights are not supported"
+                f"{path}: {name} is {element_type!r}, expected {allowed}; quantised checkpoints are not supported"
             )
-        dtype = _ELEMENT_TYPES[element_type]
+        dtype = element_types[element_type]
         if first != end or last - first != n_bytes(shape, dtype):
             raise CheckpointError(
                 f"{path} is corrupt: {name} has bytes {first} to {last}, expected {shape} of {dtype} from byte {end} on"
