@@ -19,7 +19,7 @@ NVIDIA, "PTX ISA", 9.7.14.5 (mma, ldmatrix).
 """
 
 from std.memory import bitcast
-from std.sys import _RegisterPackType, inlined_assembly
+from std.sys import _RegisterPackType, llvm_intrinsic
 
 from .memory import Shared
 
@@ -33,7 +33,7 @@ def load_matrices[dtype: DType, //, *, transpose: Bool = False](row: Shared[dtyp
     """Loads four 8 x 8 matrices of 2-byte elements from shared memory; all lanes of the warp take part.
 
     Parameters:
-        dtype: float16 or bfloat16.
+        dtype: Either float16 or bfloat16.
         transpose: Whether each matrix is transposed on the way.
 
     Args:
@@ -42,11 +42,8 @@ def load_matrices[dtype: DType, //, *, transpose: Bool = False](row: Shared[dtyp
     Returns:
         Two elements of each matrix, in the order of the matrices.
     """
-    comptime suffix = ".trans" if transpose else ""
-    comptime assembly = "ldmatrix.sync.aligned.m8n8.x4" + suffix + ".shared.b16 {$0, $1, $2, $3}, [$4];"
-    var r = inlined_assembly[
-        assembly, _RegisterPackType[UInt32, UInt32, UInt32, UInt32], constraints="=r,=r,=r,=r,r,~{memory}"
-    ](Int32(Int(row)))
+    comptime intrinsic = "llvm.nvvm.ldmatrix.sync.aligned.m8n8.x4" + (".trans" if transpose else "") + ".b16.p3"
+    var r = llvm_intrinsic[intrinsic, _RegisterPackType[UInt32, UInt32, UInt32, UInt32]](row)
     return bitcast[dtype, 8](SIMD[DType.uint32, 4](r[0], r[1], r[2], r[3]))
 
 
@@ -57,7 +54,7 @@ def multiply_add[
     """Computes D += A @ B; all lanes of the warp take part.
 
     Parameters:
-        dtype: float16 or bfloat16.
+        dtype: Either float16 or bfloat16.
 
     Args:
         d: This lane's part of D.
@@ -66,27 +63,16 @@ def multiply_add[
         b1: Of rows 8 to 15 of B.
     """
     comptime assert dtype.is_half_float(), "tensor cores multiply float16 or bfloat16"
-    comptime name = "f16" if dtype == DType.float16 else "bf16"
-    comptime assembly = (
-        "mma.sync.aligned.m16n8k16.row.col.f32."
-        + name
-        + "."
-        + name
-        + ".f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
-    )
-    var r = bitcast[DType.uint32, 4](a)
-    var y = inlined_assembly[
-        assembly,
-        _RegisterPackType[Float32, Float32, Float32, Float32],
-        constraints="=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
-        has_side_effect=False,
-    ](
-        r[0],
-        r[1],
-        r[2],
-        r[3],
-        bitcast[DType.uint32, 1](b0),
-        bitcast[DType.uint32, 1](b1),
+    comptime register = DType.float16 if dtype == DType.float16 else DType.int32  # as LLVM declares the operands
+    comptime width = 2 if dtype == DType.float16 else 1
+    comptime intrinsic = "llvm.nvvm.mma.m16n8k16.row.col." + ("f32.f32" if dtype == DType.float16 else "bf16")
+    var y = llvm_intrinsic[intrinsic, _RegisterPackType[Float32, Float32, Float32, Float32]](
+        bitcast[register, width](a.slice[2, offset=0]()),
+        bitcast[register, width](a.slice[2, offset=2]()),
+        bitcast[register, width](a.slice[2, offset=4]()),
+        bitcast[register, width](a.slice[2, offset=6]()),
+        bitcast[register, width](b0),
+        bitcast[register, width](b1),
         d[0],
         d[1],
         d[2],

@@ -1,0 +1,201 @@
+"""The product of two tiles in shared memory: the one place where GPUs differ.
+
+    sums (128, 64) += A (128, STEP) @ B (64, STEP)^T         STEP: 128 bytes, 64 float16 or 32 float32
+
+                      B, 64 rows of shared memory
+                     +---------+---------+
+                     | warp 0  | warp 1  |  A block of 128 threads; sums stay in registers, 64 a thread.
+        A, 128 rows  | 64 x 32 | 64 x 32 |
+                     +---------+---------+  Which column of the product lies in which row of B is the tile's choice
+                     | warp 2  | warp 3  |  (`column`): it is made such that a thread ends with 16 consecutive bytes
+                     | 64 x 32 | 64 x 32 |  of a row of the result, at no cost, as rows of B are copied one by one.
+                     +---------+---------+
+
+| body            | for                                         | a thread reads         | and computes                |
+| --------------- | ------------------------------------------- | ---------------------- | --------------------------- |
+| TensorCoreTile  | NVIDIA, sm_80 and later; float16, bfloat16  | 6 ldmatrix.x4 per 16 k | 16 mma of 16 x 8 x 16       |
+| FmaTile         | any GPU, any dtype                          | 16 chunks of k         | 64 multiply-adds for each k |
+
+FmaTile adds the products one k after the other with fused multiply-adds, as a float32 loop would. There is no body yet
+for the matrix cores of AMD GPUs; they run FmaTile.
+
+Why 64 x 32 for a warp: its 6 ldmatrix take 24 cycles of shared memory for 16 mma, which take 32 on an A100; with half of a
+side shared memory would be the limit.
+"""
+
+from max.gpu import lane_id, thread_idx, warp_id
+from std.collections import Array
+
+from .epilogue import Epilogue
+from .memory import CHUNK, TILE_ROW, Shared, chunk, swizzled
+from .tensor_core import MMA_K, MMA_M, MMA_N, load_matrices, multiply_add
+
+comptime TILE_M = 128
+"""Rows of a block's tile of the product."""
+
+comptime TILE_N = 64
+"""Columns of a block's tile of the product."""
+
+comptime THREADS = 128
+"""Threads of the block."""
+
+comptime _CHUNKS = TILE_ROW // CHUNK
+
+
+trait Tile(Deinitable):
+    """The sums of a block's tile, spread over its threads."""
+
+    comptime dtype: DType
+
+    def __init__(out self):
+        """All sums zero."""
+        ...
+
+    @staticmethod
+    def column(row: Int) -> Int:
+        """Which column of the product belongs in a row of B's shared tile.
+
+        Args:
+            row: 0 to TILE_N - 1.
+        """
+        ...
+
+    def multiply(mut self, a: Shared[Self.dtype], b: Shared[Self.dtype]):
+        """Adds the products of one step.
+
+        Args:
+            a: Swizzled tile of TILE_M rows.
+            b: Swizzled tile of TILE_N rows, see `column`.
+        """
+        ...
+
+    def store[
+        apply_gelu: Bool, add_residual: Bool, //
+    ](self, epilogue: Epilogue[Self.dtype, apply_gelu, add_residual], first_row: Int32, first_column: Int32):
+        """Hands all sums to the epilogue.
+
+        Args:
+            epilogue: What follows the product.
+            first_row: Row of the product where the tile starts.
+            first_column: Column of the product where the tile starts.
+        """
+        ...
+
+
+struct TensorCoreTile[type: DType](Tile):
+    """Tensor cores of NVIDIA GPUs; the sums of row g and columns 8t to 8t + 7 of a warp's tile meet in one thread."""
+
+    comptime dtype = Self.type
+    comptime WARP_M = 64
+    comptime WARP_N = 32
+    comptime DOWN = Self.WARP_M // MMA_M
+    comptime ACROSS = Self.WARP_N // MMA_N
+
+    var sums: Array[SIMD[DType.float32, 4], Self.DOWN * Self.ACROSS]
+
+    @always_inline
+    def __init__(out self):
+        self.sums = Array[SIMD[DType.float32, 4], Self.DOWN * Self.ACROSS](fill=0)
+
+    @staticmethod
+    @always_inline
+    def column(row: Int) -> Int:
+        # Column 2t + h of the warp's mma tile j (row 8j + 2t + h) is column 8t + 2j + h of the product.
+        return row & ~31 | (row & 6) << 2 | (row & 24) >> 2 | row & 1
+
+    @always_inline
+    def multiply(mut self, a: Shared[Self.dtype], b: Shared[Self.dtype]):
+        var lane = Int(lane_id())
+        var a_row = Int(warp_id()) // 2 * Self.WARP_M + lane % 16
+        var b_row = Int(warp_id()) % 2 * Self.WARP_N + lane % 8 + lane // 16 * 8
+        comptime for k in range(_CHUNKS // 2):
+            var a_parts = Array[SIMD[Self.dtype, 8], Self.DOWN](fill=0)
+            comptime for i in range(Self.DOWN):
+                a_parts[i] = load_matrices(a.unsafe_offset(swizzled[Self.dtype](a_row + i * MMA_M, 2 * k + lane // 16)))
+            comptime for j in range(0, Self.ACROSS, 2):
+                var b_part = load_matrices(
+                    b.unsafe_offset(swizzled[Self.dtype](b_row + j * MMA_N, 2 * k + lane // 8 % 2))
+                )
+                comptime for i in range(Self.DOWN):
+                    comptime at = i * Self.ACROSS + j
+                    multiply_add(self.sums[at], a_parts[i], b_part.slice[2, offset=0](), b_part.slice[2, offset=2]())
+                    multiply_add(
+                        self.sums[at + 1], a_parts[i], b_part.slice[2, offset=4](), b_part.slice[2, offset=6]()
+                    )
+
+    @always_inline
+    def store[
+        apply_gelu: Bool, add_residual: Bool, //
+    ](self, epilogue: Epilogue[Self.dtype, apply_gelu, add_residual], first_row: Int32, first_column: Int32):
+        var lane = Int32(lane_id())
+        var warp = Int32(warp_id())
+        var column = first_column + warp % 2 * Int32(Self.WARP_N) + lane % 4 * 8
+        var row = first_row + warp // 2 * Int32(Self.WARP_M) + lane // 4
+        var bias = epilogue.load_bias(column)
+        comptime for i in range(Self.DOWN):
+            comptime for half in range(2):
+                var y = type_of(bias)(0)
+                comptime for j in range(Self.ACROSS):
+                    comptime for h in range(2):
+                        y[2 * j + h] = self.sums[i * Self.ACROSS + j][2 * half + h]
+                epilogue.store(row + Int32(i * MMA_M + half * 8), column, y, bias)
+
+
+struct FmaTile[type: DType](Tile):
+    """Multiply-adds of any GPU: 16 x 8 threads, each with 8 rows, 16 apart, and 8 columns, 8 apart in shared memory."""
+
+    comptime dtype = Self.type
+    comptime ACROSS = 8
+    comptime DOWN = THREADS // Self.ACROSS
+    comptime ROWS = TILE_M // Self.DOWN
+    comptime COLUMNS = TILE_N // Self.ACROSS
+
+    var sums: Array[SIMD[DType.float32, Self.COLUMNS], Self.ROWS]
+
+    @always_inline
+    def __init__(out self):
+        self.sums = Array[SIMD[DType.float32, Self.COLUMNS], Self.ROWS](fill=0)
+
+    @staticmethod
+    @always_inline
+    def column(row: Int) -> Int:
+        # Thread x has rows x, x + 8, x + 16, ...; a chunk's worth of them becomes one chunk of the product.
+        comptime width = chunk[Self.dtype]()
+        var thread = row % Self.ACROSS
+        var number = row // Self.ACROSS
+        return number // width * width * Self.ACROSS + thread * width + number % width
+
+    @always_inline
+    def multiply(mut self, a: Shared[Self.dtype], b: Shared[Self.dtype]):
+        comptime width = chunk[Self.dtype]()
+        var x = Int(thread_idx.x) % Self.ACROSS
+        var y = Int(thread_idx.x) // Self.ACROSS
+        for place in range(_CHUNKS):
+            var b_parts = Array[SIMD[DType.float32, width], Self.COLUMNS](fill=0)
+            comptime for j in range(Self.COLUMNS):
+                b_parts[j] = _shared_chunk(b, x + j * Self.ACROSS, place)
+            comptime for i in range(Self.ROWS):
+                var a_part = _shared_chunk(a, y + i * Self.DOWN, place)
+                comptime for k in range(width):
+                    comptime for j in range(Self.COLUMNS):
+                        self.sums[i][j] = a_part[k].fma(b_parts[j][k], self.sums[i][j])
+
+    @always_inline
+    def store[
+        apply_gelu: Bool, add_residual: Bool, //
+    ](self, epilogue: Epilogue[Self.dtype, apply_gelu, add_residual], first_row: Int32, first_column: Int32):
+        comptime width = chunk[Self.dtype]()
+        var x = Int32(thread_idx.x) % Int32(Self.ACROSS)
+        var y = Int32(thread_idx.x) // Int32(Self.ACROSS)
+        comptime for first in range(0, Self.COLUMNS, width):
+            var column = first_column + Int32(first * Self.ACROSS) + x * Int32(width)
+            var bias = epilogue.load_bias(column)
+            comptime for i in range(Self.ROWS):
+                epilogue.store(
+                    first_row + y + Int32(i * Self.DOWN), column, self.sums[i].slice[width, offset=first](), bias
+                )
+
+
+@always_inline
+def _shared_chunk[dtype: DType](x: Shared[dtype], row: Int, place: Int) -> SIMD[DType.float32, chunk[dtype]()]:
+    return x.unsafe_load[width=chunk[dtype](), alignment=CHUNK](swizzled[dtype](row, place)).cast[DType.float32]()
