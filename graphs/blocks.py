@@ -59,7 +59,7 @@ def add_layer_norm(x: TensorValue, residual: TensorValue, w: Weights) -> tuple[T
 def encoder_block(x: TensorValue, w: Weights, *, heads: int) -> TensorValue:
     """Self-attention and MLP of the encoder: (B, S, d) -> (B, S, d)."""
     qkv = linear(layer_norm(x, w.at("attn_ln")), w.at("attn.qkv"))
-    attended = ops.attention(qkv, *ops.pack_heads(qkv, heads=heads))
+    attended = ops.self_attention(qkv, heads=heads)
     x, normed = add_layer_norm(linear(attended, w.at("attn.out")), x, w.at("mlp_ln"))
     return mlp(normed, x, w.at("mlp"))
 

@@ -7,7 +7,7 @@ One graph serves the prompt (T > 1) and every later step (T = 1): T is a symboli
 """
 
 from max.dtype import DType
-from max.graph import BufferType, TensorType, TensorValue
+from max.graph import BufferType, DimLike, TensorType, TensorValue
 
 from max_whisper import ops
 from max_whisper.config import ModelDimensions
@@ -75,8 +75,8 @@ def cache_types(dims: ModelDimensions, weights: Weights) -> list[BufferType | Te
     """Types of the caches: per block the keys and values of the text, updated in place, and those of the audio."""
     heads, dtype, device = dims.n_text_head, weights.dtype, weights.device
 
-    def shapes(length: int) -> tuple[list[str | int], list[str | int]]:
-        return ["batch", heads, -(-length // ops.PANEL), ops.HEAD, ops.PANEL], ["batch", heads, length, ops.HEAD]
+    def shapes(length: int) -> list[list[DimLike]]:
+        return [ops.keys_shape("batch", heads, length, device), ["batch", heads, length, ops.HEAD]]
 
     types: list[BufferType | TensorType] = []
     for _ in range(dims.n_text_layer):

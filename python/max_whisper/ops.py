@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from max.dtype import DType
-from max.graph import BufferValue, DimLike, TensorType, TensorValue, ops
+from max.graph import BufferValue, DeviceRef, Dim, DimLike, TensorType, TensorValue, ops
 
 from max_whisper.config import HEAD_DIM as HEAD
 from max_whisper.packing import PANEL
@@ -83,6 +83,13 @@ def conv1d(
     return _custom("whisper_conv1d_positions", [x, weight, bias, positions], [out], stride=stride)[0]
 
 
+def keys_shape(batch: DimLike, heads: int, length: int | Dim, device: DeviceRef) -> list[DimLike]:
+    """Shape of the keys that attention reads on a device: in panels of 16 on a CPU, like values on a GPU."""
+    if device.is_gpu():
+        return [batch, heads, length, HEAD]
+    return [batch, heads, (length + PANEL - 1) // PANEL, HEAD, PANEL]
+
+
 def pack_heads(rows: TensorValue, *, heads: int) -> tuple[TensorValue, TensorValue]:
     """Lays keys and values out as `attention` reads them.
 
@@ -91,11 +98,11 @@ def pack_heads(rows: TensorValue, *, heads: int) -> tuple[TensorValue, TensorVal
         heads: H.
 
     Returns:
-        keys (B, H, ceil(S / 16), 64, 16) and values (B, H, S, 64).
+        keys, see `keys_shape`, and values (B, H, S, 64).
     """
     batch, length, _ = rows.shape
-    keys = _like(rows, [batch, heads, (length + PANEL - 1) // PANEL, HEAD, PANEL])
-    keys, values = _custom("whisper_pack_heads", [rows], [keys, _like(rows, [batch, heads, length, HEAD])])
+    keys, values = _like(rows, keys_shape(batch, heads, length, rows.device)), _like(rows, [batch, heads, length, HEAD])
+    keys, values = _custom("whisper_pack_heads", [rows], [keys, values])
     return keys, values
 
 
@@ -104,7 +111,7 @@ def attention(queries: TensorValue, keys: TensorValue, values: TensorValue) -> T
 
     Args:
         queries: (B, T, N >= H * 64); the first H * 64 columns are the queries of all heads.
-        keys: (B, H, ceil(S / 16), 64, 16), see `pack_heads`.
+        keys: See `keys_shape` and `pack_heads`.
         values: (B, H, S, 64).
 
     Returns:
@@ -114,13 +121,29 @@ def attention(queries: TensorValue, keys: TensorValue, values: TensorValue) -> T
     return _custom("whisper_attention", [queries, keys, values], [out])[0]
 
 
+def self_attention(rows: TensorValue, *, heads: int) -> TensorValue:
+    """Fused attention of all rows over all rows. A GPU reads keys and values where they lie, a CPU packs them first.
+
+    Args:
+        rows: (B, S, 3 * heads * 64): queries, keys and values.
+        heads: H.
+
+    Returns:
+        (B, S, H * 64).
+    """
+    if rows.device.is_cpu():
+        return attention(rows, *pack_heads(rows, heads=heads))
+    out = _like(rows, [rows.shape[0], rows.shape[1], heads * HEAD])
+    return _custom("whisper_self_attention", [rows], [out])[0]
+
+
 def cached_attention(rows: TensorValue, past: TensorValue, keys: BufferValue, values: BufferValue) -> TensorValue:
     """Appends new keys and values to a KV cache in place, then causal attention over it.
 
     Args:
         rows: (B, T, 3 * H * 64): queries, keys and values of the T new tokens of each row.
         past: (B) int32: tokens that row b of the cache holds already.
-        keys: (B, H, ceil(C / 16), 64, 16).
+        keys: See `keys_shape`.
         values: (B, H, C, 64).
 
     Returns:

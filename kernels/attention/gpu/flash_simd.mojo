@@ -19,13 +19,12 @@ Cost: 4 * T*S*64 operations per head, 2 of them per instruction; bytes as on ten
 """
 
 from max.gpu import barrier, thread_idx
-from max.gpu.memory import AddressSpace
 from max.gpu.primitives import warp
 from std.math import exp2
-from std.memory import stack_allocation
 from std.sys import size_of
 
 from ...data import Data
+from ...gpu.memory import shared_memory
 from ..cpu import HEAD
 from .key_values import EXPONENT, LOWEST, QUERIES, THREADS, KeyValues
 
@@ -49,7 +48,6 @@ comptime ROWS = THREADS // COLUMNS
 comptime EACH = QUERIES // ROWS
 """Queries per thread."""
 
-comptime Floats = Pointer[Float32, MutUntrackedOrigin, address_space=AddressSpace.SHARED]
 comptime Four = SIMD[DType.float32, CHUNK]
 
 
@@ -68,10 +66,10 @@ def flash_simd[
     causal: Bool,
 ):
     """Attention of some queries of one head; arguments as in `flash_tensor_core`."""
-    var q = stack_allocation[QUERIES * HEAD, DType.float32, address_space=AddressSpace.SHARED, alignment=16]()
-    var k = stack_allocation[STEP * HEAD, DType.float32, address_space=AddressSpace.SHARED, alignment=16]()
-    var v = stack_allocation[STEP * HEAD, DType.float32, address_space=AddressSpace.SHARED, alignment=16]()
-    var p = stack_allocation[QUERIES * P_STRIDE, DType.float32, address_space=AddressSpace.SHARED, alignment=16]()
+    var q = shared_memory[DType.float32, QUERIES * HEAD]()
+    var k = shared_memory[DType.float32, STEP * HEAD]()
+    var v = shared_memory[DType.float32, STEP * HEAD]()
+    var p = shared_memory[DType.float32, QUERIES * P_STRIDE]()
     var thread = Int32(thread_idx.x)
 
     # Copying: each thread has one chunk of every 8th row.

@@ -39,18 +39,17 @@ arXiv:1805.02867.
 """
 
 from max.gpu import barrier, thread_idx
-from max.gpu.compute.mma import ld_matrix, mma
-from max.gpu.memory import AddressSpace, async_copy, async_copy_commit_group, async_copy_wait_group
 from max.gpu.primitives import warp
 from std.math import exp2
-from std.memory import bitcast, stack_allocation
+from std.memory import bitcast
 from std.sys import inlined_assembly
 
 from ...data import Data
+from ...gpu.memory import Shared, chunk, commit_copies, copy_chunk, shared_memory, store_chunk, swizzled, wait_copies
+from ...gpu.tensor_core import MMA_K, load_matrices, multiply_add
 from ..cpu import HEAD
 from .key_values import EXPONENT, KEYS, LOWEST, QUERIES, KeyBlock, KeyValues
 
-comptime Shared[dtype: DType] = Pointer[Scalar[dtype], MutUntrackedOrigin, address_space=AddressSpace.SHARED]
 comptime Two = SIMD[DType.float32, 2]
 comptime Four = SIMD[DType.float32, 4]
 
@@ -59,9 +58,6 @@ comptime TILE = KEYS * HEAD
 
 comptime STAGE = Int32(2 * TILE)
 """Elements of a stage: keys, then values."""
-
-comptime DEPTH = 16
-"""Depth of one tensor-core instruction, and its rows."""
 
 comptime PASS = Int32(16 * HEAD)
 """Elements that 128 threads copy with one instruction each: 16 rows."""
@@ -99,33 +95,32 @@ def flash_tensor_core[
     """
     var thread = Int32(thread_idx.x)
     var lane = thread % 32
-    var tiles = stack_allocation[4 * TILE, Scalar[dtype], address_space=AddressSpace.SHARED, alignment=128]()
+    var tiles = shared_memory[dtype, 4 * TILE]()
 
     # Copying: each thread has one chunk of 16 bytes in every 16th row.
     var row = thread // 8
-    var chunk = thread % 8 * 8
-    var mine = tiles.unsafe_offset(row * Int32(HEAD) + (chunk ^ row % 8 * 8))
+    var column = thread % 8 * 8
+    var mine = tiles.unsafe_offset(swizzled[dtype](Int(row), Int(thread % 8)))
     comptime for i in range(QUERIES // 16):
         var number = first + Int32(16 * i) + row
-        _copy(
+        copy_chunk(
+            queries.unsafe_offset(number * query_stride + column),
             mine.unsafe_offset(STAGE + Int32(i) * PASS),
-            queries.unsafe_offset(number * query_stride + chunk),
             number < last,
         )
-    _copy_block(mine, source.block[KEYS](0, end), row, chunk)
-    async_copy_commit_group()
-    async_copy_wait_group(0)
+    _copy_block(mine, source.block[KEYS](0, end), row, column)
+    commit_copies()
+    wait_copies()
     barrier()
 
     # Reading: where this lane's 16 bytes lie, in 16 rows by two chunks, and in two chunks by 16 rows.
-    var warp_row = thread // 32 * Int32(DEPTH)
-    var swizzle = lane % 8 * 8
-    var rows_first = lane % 16 * Int32(HEAD) + (lane // 16 * 8 ^ swizzle)
-    var chunks_first = (lane // 16 * 8 + lane % 8) * Int32(HEAD) + (lane // 8 % 2 * 8 ^ swizzle)
+    var warp_row = thread // 32 * Int32(MMA_K)
+    var rows_first = Int32(swizzled[dtype](Int(lane % 16), Int(lane // 16)))
+    var chunks_first = Int32(swizzled[dtype](Int(lane // 16 * 8 + lane % 8), Int(lane // 8 % 2)))
 
-    var q = Array[SIMD[dtype, 8], HEAD // DEPTH](fill=0)
-    comptime for k in range(HEAD // DEPTH):
-        q[k] = ld_matrix[8](tiles.unsafe_offset(STAGE + warp_row * Int32(HEAD) + (rows_first ^ Int32(k * DEPTH))))
+    var q = Array[SIMD[dtype, 8], HEAD // MMA_K](fill=0)
+    comptime for k in range(HEAD // MMA_K):
+        q[k] = load_matrices(tiles.unsafe_offset(STAGE + warp_row * Int32(HEAD) + (rows_first ^ Int32(k * MMA_K))))
 
     var o = Array[Four, HEAD // 8](fill=0)
     var maximum = Two(LOWEST)
@@ -140,20 +135,20 @@ def flash_tensor_core[
     var blocks = source.blocks[KEYS](end)
     for index in range(blocks):
         var stage = tiles.unsafe_offset(index % 2 * STAGE)
-        async_copy_wait_group(0)
+        wait_copies()
         barrier()  # The block is there; nobody reads the other stage any more.
         if index + 1 < blocks:
-            _copy_block(mine.unsafe_offset((index + 1) % 2 * STAGE), source.block[KEYS](index + 1, end), row, chunk)
-            async_copy_commit_group()
+            _copy_block(mine.unsafe_offset((index + 1) % 2 * STAGE), source.block[KEYS](index + 1, end), row, column)
+            commit_copies()
 
         var s = Array[Four, KEYS // 8](fill=0)
-        comptime for k in range(HEAD // DEPTH):
+        comptime for k in range(HEAD // MMA_K):
             comptime for n in range(KEYS // 16):
-                var b = ld_matrix[8](
-                    stage.unsafe_offset(chunks_first ^ Int32(k * DEPTH)).unsafe_offset(Int32(n) * PASS)
+                var b = load_matrices(
+                    stage.unsafe_offset(chunks_first ^ Int32(k * MMA_K)).unsafe_offset(Int32(n) * PASS)
                 )
-                mma(s[2 * n], q[k], b.slice[4](), s[2 * n])
-                mma(s[2 * n + 1], q[k], b.slice[4, offset=4](), s[2 * n + 1])
+                multiply_add(s[2 * n], q[k], b.slice[2](), b.slice[2, offset=2]())
+                multiply_add(s[2 * n + 1], q[k], b.slice[2, offset=4](), b.slice[2, offset=6]())
 
         var block = source.block[KEYS](index, end)
         if min(block.count, horizon_of_warp - block.first) < Int32(KEYS):
@@ -182,14 +177,14 @@ def flash_tensor_core[
         comptime for n in range(HEAD // 8):
             o[n] *= _for_rows(correction)
 
-        comptime for k in range(KEYS // DEPTH):
+        comptime for k in range(KEYS // MMA_K):
             var p = _round[dtype](s[2 * k]).join(_round[dtype](s[2 * k + 1]))
             comptime for n in range(HEAD // 16):
-                var b = ld_matrix[8, transpose=True](
-                    stage.unsafe_offset(rows_first ^ Int32(n * DEPTH)).unsafe_offset(Int32(TILE) + Int32(k) * PASS)
+                var b = load_matrices[transpose=True](
+                    stage.unsafe_offset(rows_first ^ Int32(n * MMA_K)).unsafe_offset(Int32(TILE) + Int32(k) * PASS)
                 )
-                mma(o[2 * n], p, b.slice[4](), o[2 * n])
-                mma(o[2 * n + 1], p, b.slice[4, offset=4](), o[2 * n + 1])
+                multiply_add(o[2 * n], p, b.slice[2](), b.slice[2, offset=2]())
+                multiply_add(o[2 * n + 1], p, b.slice[2, offset=4](), b.slice[2, offset=6]())
 
     comptime for distance in [1, 2]:
         total += _from_lane(total, distance)
@@ -205,28 +200,20 @@ def flash_tensor_core[
         upper = _transpose(upper, lane % 4)
         lower = _transpose(lower, lane % 4)
         if query < last:
-            output.unsafe_store[alignment=16](query * output_stride + column, bitcast[dtype, 8](upper))
+            store_chunk(output, Int(query * output_stride + column), bitcast[dtype, chunk[dtype]()](upper))
         if query + 8 < last:
-            output.unsafe_store[alignment=16]((query + 8) * output_stride + column, bitcast[dtype, 8](lower))
+            store_chunk(output, Int((query + 8) * output_stride + column), bitcast[dtype, chunk[dtype]()](lower))
 
 
 @always_inline
-def _copy[dtype: DType](target: Shared[dtype], source: Data[dtype], valid: Bool):
-    """Starts the copy of 16 bytes into shared memory, of zeros if they are not valid: then nothing is read."""
-    async_copy[16, fill=Scalar[dtype](0)](
-        source.unsafe_address_space_cast[AddressSpace.GLOBAL](), target, Int32(16) if valid else 0
-    )
-
-
-@always_inline
-def _copy_block[dtype: DType](target: Shared[dtype], block: KeyBlock[dtype], row: Int32, chunk: Int32):
-    """Starts the copy of a block of keys and, behind it, of their values."""
+def _copy_block[dtype: DType](target: Shared[dtype], block: KeyBlock[dtype], row: Int32, column: Int32):
+    """Starts the copy of a block of keys and, behind it, of their values; zeros follow the last one."""
     comptime for i in range(KEYS // 16):
         var number = row + Int32(16 * i)
-        var at = number * block.stride + chunk
+        var at = number * block.stride + column
         var place = target.unsafe_offset(Int32(i) * PASS)
-        _copy(place, block.keys.unsafe_offset(at), number < block.count)
-        _copy(place.unsafe_offset(TILE), block.values.unsafe_offset(at), number < block.count)
+        copy_chunk(block.keys.unsafe_offset(at), place, number < block.count)
+        copy_chunk(block.values.unsafe_offset(at), place.unsafe_offset(TILE), number < block.count)
 
 
 @always_inline

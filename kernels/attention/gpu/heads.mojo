@@ -12,9 +12,9 @@ that stores are contiguous; loads are pieces of 64 elements, whole sectors. Cost
 """
 
 from max.gpu import global_idx
-from std.sys import size_of
 
 from ...data import Data
+from ...gpu.memory import chunk, load_chunk, store_chunk
 from ..cpu import HEAD
 
 comptime PACK_THREADS = 256
@@ -43,19 +43,18 @@ def pack_heads_kernel[
         length: T.
         chunks: Chunks of 16 bytes in `keys`.
     """
-    comptime width = 16 // size_of[dtype]()
-    comptime in_key = Int32(HEAD // width)
-    var chunk = Int32(global_idx.x)
-    if chunk >= chunks:
+    comptime in_key = Int32(HEAD // chunk[dtype]())
+    var number = Int32(global_idx.x)
+    if number >= chunks:
         return
-    var column = chunk % in_key * Int32(width)
-    var key = chunk // in_key
+    var column = number % in_key * Int32(chunk[dtype]())
+    var key = number // in_key
     var matrix = key // length
     var batch_row = matrix // heads
     var head = matrix - batch_row * heads
     var row = batch_row * length + key - matrix * length
-    var source = rows.unsafe_offset(Int(row) * Int(row_stride) + Int(head * Int32(HEAD) + column))
-    var k = source.unsafe_load[width=width, alignment=16]()
-    var v = source.unsafe_load[width=width, alignment=16](heads * Int32(HEAD))
-    keys.unsafe_store[alignment=16](Int(chunk) * width, k)
-    values.unsafe_store[alignment=16](Int(chunk) * width, v)
+    var at = Int(row) * Int(row_stride) + Int(head * Int32(HEAD) + column)
+    var k = load_chunk(rows, at)
+    var v = load_chunk(rows, at + Int(heads) * HEAD)
+    store_chunk(keys, Int(number) * chunk[dtype](), k)
+    store_chunk(values, Int(number) * chunk[dtype](), v)

@@ -3,9 +3,9 @@ linear layer wrote. No kernel copies keys only to read them back."""
 
 from max.gpu import thread_idx
 from std.math import ceildiv
-from std.sys import size_of
 
 from ...data import Data
+from ...gpu.memory import chunk, load_chunk, store_chunk
 from ..cpu import HEAD
 
 
@@ -93,15 +93,14 @@ struct KeyValues[dtype: DType](TrivialRegisterPassable):
             first: The first of the new keys to be copied.
             last: One behind the last.
         """
-        comptime width = 16 // size_of[Self.dtype]()
-        comptime chunks = Int32(HEAD // width)
-        for i in range(Int32(thread_idx.x), (last - first) * chunks, Int32(THREADS)):
-            var t = first + i // chunks
-            var column = i % chunks * Int32(width)
-            var key = self.rows.unsafe_offset(t * self.row_stride + column)
-            var to = (self.stored + t) * Int32(HEAD) + column
-            self.keys.unsafe_store[alignment=16](to, key.unsafe_load[width=width, alignment=16]())
-            self.values.unsafe_store[alignment=16](to, key.unsafe_load[width=width, alignment=16](self.width))
+        comptime in_key = Int32(HEAD // chunk[Self.dtype]())
+        for i in range(Int32(thread_idx.x), (last - first) * in_key, Int32(THREADS)):
+            var t = first + i // in_key
+            var column = i % in_key * Int32(chunk[Self.dtype]())
+            var at = Int(t * self.row_stride + column)
+            var to = Int((self.stored + t) * Int32(HEAD) + column)
+            store_chunk(self.keys, to, load_chunk(self.rows, at))
+            store_chunk(self.values, to, load_chunk(self.rows, at + Int(self.width)))
 
 
 @always_inline

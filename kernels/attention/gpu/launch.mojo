@@ -2,9 +2,9 @@
 
 from max.gpu.host import DeviceContext
 from std.math import ceildiv
-from std.sys import size_of
 
 from ...data import Data, require
+from ...gpu.memory import CHUNK, chunk
 from ..cpu import HEAD
 from .flash import flash_kernel
 from .heads import PACK_THREADS, pack_heads_kernel
@@ -75,13 +75,11 @@ struct AttentionOnGPU[dtype: DType]:
             "attention",
             String("one batch row has ", elements, " elements, expected less than 2**31"),
         )
-        comptime width = 16 // size_of[Self.dtype]()
-        for stride in [self.query_stride, self.row_stride]:
-            require(
-                stride % width == 0,
-                "attention",
-                String("rows have ", stride, " columns, on a GPU a multiple of ", width, " is expected"),
-            )
+        _require_chunks(self.output, self.heads * HEAD, "attention", "rows of the output")
+        _require_chunks(self.queries, self.query_stride, "attention", "rows of the queries")
+        _require_chunks(self.keys, HEAD, "attention", "the keys")
+        _require_chunks(self.values, HEAD, "attention", "the values")
+        _require_chunks(self.rows, self.row_stride, "attention", "the rows of new keys")
 
     def _enqueue_flash(self, ctx: DeviceContext) raises:
         var past = self.past.or_else(self.output.unsafe_bitcast[Int32]())
@@ -168,11 +166,11 @@ def enqueue_pack_heads[
         length: T.
         ctx: The device.
     """
-    comptime width = 16 // size_of[dtype]()
-    var chunks = batch * heads * length * (HEAD // width)
-    require(
-        chunks < 1 << 31, "pack_heads", String("there are ", chunks, " pieces of 16 bytes, expected less than 2**31")
-    )
+    var chunks = batch * heads * length * (HEAD // chunk[dtype]())
+    require(chunks < 1 << 31, "pack_heads", String(chunks, " pieces of 16 bytes are more than a launch can number"))
+    _require_chunks(keys, HEAD, "pack_heads", "the keys")
+    _require_chunks(values, HEAD, "pack_heads", "the values")
+    _require_chunks(rows, row_stride, "pack_heads", "the rows")
     if chunks == 0:
         return
     ctx.enqueue_function[pack_heads_kernel[dtype]](
@@ -186,3 +184,21 @@ def enqueue_pack_heads[
         grid_dim=ceildiv(chunks, PACK_THREADS),
         block_dim=PACK_THREADS,
     )
+
+
+def _require_chunks[dtype: DType, //](address: Data[dtype], columns: Int, op: StaticString, name: StaticString) raises:
+    """Raises unless every row begins at a multiple of 16 bytes: kernels move pieces of that size.
+
+    Args:
+        address: The first row.
+        columns: Elements from one row to the next.
+        op: The op that asks.
+        name: The tensor.
+    """
+    comptime width = chunk[dtype]()
+    require(
+        columns % width == 0,
+        op,
+        String(name, " have ", columns, " columns, on a GPU a multiple of ", width, " is expected"),
+    )
+    require(Int(address) % CHUNK == 0, op, String(name, " begin at ", Int(address), ", expected a multiple of ", CHUNK))

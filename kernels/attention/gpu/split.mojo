@@ -31,10 +31,10 @@ from max.gpu.memory import AddressSpace
 from max.gpu.primitives import warp
 from std.math import ceildiv, exp2
 from std.memory import stack_allocation
-from std.sys import size_of
 from std.utils import StaticTuple
 
 from ...data import Data
+from ...gpu.memory import chunk, load_chunk, shared_memory, store_chunk
 from ..cpu import HEAD
 from .key_values import EXPONENT, LOWEST, KeyValues, count_stored, find_key_values
 
@@ -118,7 +118,7 @@ def split_kernel[
         split: Keys of one block.
         parts: (B*H, splits, 64) of o, then (B*H, splits, 2) of m and l.
     """
-    comptime width = 16 // size_of[dtype]()
+    comptime width = chunk[dtype]()
     comptime lanes = HEAD // width
     comptime groups = SPLIT_THREADS // lanes
     var matrix = Int32(block_idx.y)
@@ -132,9 +132,7 @@ def split_kernel[
     var thread = Int32(thread_idx.x)
     var column = thread % Int32(lanes) * Int32(width)
     var q = (
-        queries.unsafe_offset(Int(batch_row) * Int(query_stride) + Int(head * Int32(HEAD) + column))
-        .unsafe_load[width=width, alignment=16]()
-        .cast[DType.float32]()
+        load_chunk(queries, Int(batch_row) * Int(query_stride) + Int(head * Int32(HEAD) + column)).cast[DType.float32]()
         * EXPONENT
     )
 
@@ -179,10 +177,10 @@ def split_kernel[
 
 @always_inline
 def _attend[
-    dtype: DType, width: Int, //, groups: Int, *, guarded: Bool
+    dtype: DType, //, groups: Int, *, guarded: Bool
 ](
-    mut found: Softmax[width],
-    q: SIMD[DType.float32, width],
+    mut found: Softmax[chunk[dtype]()],
+    q: SIMD[DType.float32, chunk[dtype]()],
     source: KeyValues[dtype],
     first: Int32,
     end: Int32,
@@ -192,7 +190,6 @@ def _attend[
 
     Parameters:
         dtype: Of keys and values.
-        width: Columns per lane.
         groups: Groups of lanes in a block.
         guarded: Whether keys may lie beyond the end, or be new.
 
@@ -204,22 +201,23 @@ def _attend[
         end: One behind the last key.
         column: Where this lane's columns begin.
     """
+    comptime width = chunk[dtype]()
     var k = Array[SIMD[dtype, width], IN_FLIGHT](fill=0)
     var v = Array[SIMD[dtype, width], IN_FLIGHT](fill=0)
     comptime for i in range(IN_FLIGHT):
         var number = first + Int32(i * groups)
         comptime if not guarded:
-            k[i] = source.keys.unsafe_load[width=width, alignment=16](number * Int32(HEAD) + column)
-            v[i] = source.values.unsafe_load[width=width, alignment=16](number * Int32(HEAD) + column)
+            k[i] = load_chunk(source.keys, Int(number * Int32(HEAD) + column))
+            v[i] = load_chunk(source.values, Int(number * Int32(HEAD) + column))
         else:
             if number < min(end, source.stored):
-                k[i] = source.keys.unsafe_load[width=width, alignment=16](number * Int32(HEAD) + column)
-                v[i] = source.values.unsafe_load[width=width, alignment=16](number * Int32(HEAD) + column)
+                k[i] = load_chunk(source.keys, Int(number * Int32(HEAD) + column))
+                v[i] = load_chunk(source.values, Int(number * Int32(HEAD) + column))
             elif number < end:  # the new key
-                k[i] = source.rows.unsafe_load[width=width, alignment=16](column)
-                v[i] = source.rows.unsafe_load[width=width, alignment=16](source.width + column)
-                source.keys.unsafe_store[alignment=16](number * Int32(HEAD) + column, k[i])
-                source.values.unsafe_store[alignment=16](number * Int32(HEAD) + column, v[i])
+                k[i] = load_chunk(source.rows, Int(column))
+                v[i] = load_chunk(source.rows, Int(source.width + column))
+                store_chunk(source.keys, Int(number * Int32(HEAD) + column), k[i])
+                store_chunk(source.values, Int(number * Int32(HEAD) + column), v[i])
 
     var s = SIMD[DType.float32, IN_FLIGHT](LOWEST)
     comptime for i in range(IN_FLIGHT):
