@@ -8,7 +8,6 @@ from ...data import Data
 from ...gpu.memory import chunk, load_chunk, store_chunk
 from ..cpu import HEAD
 
-
 comptime QUERIES = 64
 """Queries of one block of threads."""
 
@@ -16,6 +15,7 @@ comptime KEYS = 64
 """Keys of one step of the online softmax."""
 
 comptime THREADS = 128
+"""Threads of one block: four warps of 16 queries."""
 
 comptime EXPONENT = Float32(0.125 * 1.4426950408889634)
 """The factor log2(e) / sqrt(HEAD): exp(s / 8) = exp2(s * EXPONENT)."""

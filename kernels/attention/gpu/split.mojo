@@ -21,16 +21,14 @@ has several. Where one block sees all keys, there is nothing to combine: it writ
 Decoding by itself needs no second launch: a cache of up to 512 keys is one block per head.
 
 The new key and value of a step come from the row that the linear layer wrote; the block that reads them puts them into
-the cache. Occupancy: 76 registers, 256 threads: 3 blocks, 24 warps and 96 KB in flight per multiprocessor.
+the cache. Occupancy: at most 76 registers, 256 threads: 3 blocks, 24 warps and 96 KB in flight per multiprocessor.
 
 Dao, Haziza, Massa, Sizov: "Flash-Decoding for long-context inference", 2023.
 """
 
 from max.gpu import MAX_THREADS_PER_BLOCK_METADATA, barrier, block_idx, grid_dim, thread_idx
-from max.gpu.memory import AddressSpace
 from max.gpu.primitives import warp
 from std.math import ceildiv, exp2
-from std.memory import stack_allocation
 from std.utils import StaticTuple
 
 from ...data import Data
@@ -148,9 +146,9 @@ def split_kernel[
         comptime if distance >= lanes:
             found.merge(found.from_lane(distance))
     comptime warps = SPLIT_THREADS // WARP
-    var sums = stack_allocation[warps * HEAD, DType.float32, address_space=AddressSpace.SHARED, alignment=16]()
-    var maxima = stack_allocation[warps, DType.float32, address_space=AddressSpace.SHARED]()
-    var totals = stack_allocation[warps, DType.float32, address_space=AddressSpace.SHARED]()
+    var sums = shared_memory[DType.float32, warps * HEAD]()
+    var maxima = shared_memory[DType.float32, warps]()
+    var totals = shared_memory[DType.float32, warps]()
     var part = thread // Int32(WARP)
     if thread % Int32(WARP) < Int32(lanes):
         sums.unsafe_store[alignment=16](part * Int32(HEAD) + column, found.sums)
