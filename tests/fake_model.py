@@ -60,6 +60,11 @@ def log_sum_exp(values: np.ndarray) -> float:
     return largest if largest == -np.inf else float(largest + np.log(np.exp(values - largest).sum()))
 
 
+def counting(seconds: float) -> np.ndarray:
+    """Samples of which those in frame f say f + 1, in steps small enough for any clamp of features; 300 s at most."""
+    return ((np.arange(round(seconds * 16000)) // 160 + 1) / 2**14).astype(np.float32)
+
+
 @dataclass
 class FakePicks:
     tokens: np.ndarray
@@ -103,6 +108,12 @@ class FakeDecoder:
         self._append(tokens)
         return np.stack([self.model.logits(w, row) for w, row in zip(self.windows, self.rows, strict=True)])
 
+    def keep(self, rows: Sequence[int]) -> None:
+        assert len(rows) < len(self.rows)
+        assert all(source >= to for to, source in enumerate(rows))
+        self.rows = [list(self.rows[row]) for row in rows]
+        self.windows = [self.windows[row] for row in rows]
+
     def _append(self, tokens: np.ndarray) -> None:
         assert tokens.dtype == np.int32
         assert tokens.ndim == 2
@@ -134,15 +145,18 @@ class FakeModel:
         self.started: list[list[list[int]]] = []
 
     def log_mel_spectrogram(self, audio: np.ndarray, padding: int = 0) -> np.ndarray:
-        """Says in its first band which frame is which, from 1."""
-        frames = (len(audio) + padding) // 160
-        mel = np.zeros((self.dims.n_mels, frames), np.float32)
-        mel[0] = np.arange(1, frames + 1)
+        """Passes on, in its first band, what `counting` hid in the samples."""
+        assert audio.dtype == np.float32
+        mel = np.zeros((self.dims.n_mels, (len(audio) + padding) // 160), np.float32)
+        heard = audio[::160][: mel.shape[1]]
+        mel[0, : len(heard)] = heard
         return mel
 
     def embed_audio(self, mel: np.ndarray) -> list[int]:
+        """Finds out which frame each window begins with."""
+        assert mel.dtype == np.float32
         assert mel.shape[1:] == (self.dims.n_mels, 3000)
-        return [int(window[0, 0]) - 1 for window in mel]
+        return [round(float(window[0, 0]) * 2**14) - 1 for window in mel]
 
     def new_decoder(self, features: list[int]) -> FakeDecoder:
         return FakeDecoder(self, features)

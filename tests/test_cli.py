@@ -22,7 +22,7 @@ from max_whisper.cli import main
 from max_whisper.console import TranscriptPrinter
 from max_whisper.errors import DeviceError, OutputError
 from max_whisper.outputs import Outputs
-from tests.fake_model import FakeModel, Script, dimensions, tokenizer_of
+from tests.fake_model import FakeModel, Script, counting, dimensions, tokenizer_of
 
 TOKENIZER = tokenizer_of("tiny.en")
 HELLO, WORLD = TOKENIZER.encode(" Hello"), TOKENIZER.encode(" world.")
@@ -72,7 +72,7 @@ def recording(tmp_path: Path) -> Callable[..., str]:
         file.parent.mkdir(parents=True, exist_ok=True)
         with wave.open(str(file), "wb") as out:
             out.setparams((1, 2, 16000, 0, "NONE", ""))
-            out.writeframes(bytes(round(seconds * 16000) * 2))
+            out.writeframes((counting(seconds) * 32768).astype("<i2").tobytes())
         return str(file)
 
     return make
@@ -175,15 +175,17 @@ def test_options_reach_the_model(loads: Loads, recording: Callable[..., str]) ->
         *(talk, "--initial-prompt", "Names.", "--carry-initial-prompt", "--no-condition-on-previous-text"),
         *("--no-speech-threshold", "none", "--logprob-threshold", "-0.5", "--compression-ratio-threshold", "3"),
         *("--clip-timestamps", "1,2", "--without-timestamps", "--suppress-tokens", "-1,5", "--language", "English"),
+        *("--batch-size", "4"),
     )
     usual, special = ({k: v for k, v in options.items() if not callable(v)} for options in loads.options)
     assert usual == {
         "language": None,
         "task": "transcribe",
-        "condition_on_previous_text": True,
+        "condition_on_previous_text": None,
         "initial_prompt": None,
         "carry_initial_prompt": False,
         "clip_timestamps": "0",
+        "batch_size": None,
         "no_speech_threshold": 0.6,
         "logprob_threshold": -1.0,
         "compression_ratio_threshold": 2.4,
@@ -197,6 +199,7 @@ def test_options_reach_the_model(loads: Loads, recording: Callable[..., str]) ->
         "initial_prompt": "Names.",
         "carry_initial_prompt": True,
         "clip_timestamps": "1,2",
+        "batch_size": 4,
         "no_speech_threshold": None,
         "logprob_threshold": -0.5,
         "compression_ratio_threshold": 3.0,
@@ -219,6 +222,8 @@ def test_options_reach_the_model(loads: Loads, recording: Callable[..., str]) ->
         (["--suppress-tokens", "x"], "suppress_tokens is 'x'"),
         (["--output-dir", "/dev/null/out"], "cannot write into '/dev/null/out'"),
         (["--dtype", "int4"], "dtype 'int4': expected float32, bfloat16, int8"),
+        (["--batch-size", "0"], "batch_size is 0"),
+        (["--batch-size", "4", "--condition-on-previous-text"], "condition_on_previous_text needs one window after"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -240,7 +245,15 @@ def test_unreadable_recordings(loads: Loads, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--task", "sing"], ["-f", "doc"], ["--logprob-threshold", "x"], ["--device", "tpu"], ["--beam-size", "5"]],
+    [
+        [],
+        ["--task", "sing"],
+        ["-f", "doc"],
+        ["--logprob-threshold", "x"],
+        ["--device", "tpu"],
+        ["--beam-size", "5"],
+        ["--batch-size", "x"],
+    ],
 )
 def test_wrong_usage(arguments: list[str], loads: Loads, recording: Callable[..., str]) -> None:
     result = run(*arguments, *([recording()] if arguments else []))

@@ -191,7 +191,7 @@ def fake(name: str, tokens: dict[int, list[int]], **script: object) -> FakeModel
 def mel_of(*windows: int) -> np.ndarray:
     """Features of windows of the fake model that start at these frames, (B, 80, 3000)."""
     mel = np.zeros((len(windows), 80, 3000), np.float32)
-    mel[:, 0, 0] = np.asarray(windows) + 1
+    mel[:, 0, 0] = (np.asarray(windows) + 1) / 2**14
     return mel
 
 

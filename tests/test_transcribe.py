@@ -7,8 +7,10 @@ import pytest
 
 from max_whisper.decoding import DecodingResult
 from max_whisper.errors import OptionError
-from max_whisper.transcribe import Context, Span, nobody_speaks, split_window, transcribe
-from tests.fake_model import FakeModel, Script, dimensions, tokenizer_of
+from max_whisper.sequential import Context
+from max_whisper.transcribe import transcribe
+from max_whisper.windows import Span, Thresholds, split_window
+from tests.fake_model import FakeModel, Script, counting, dimensions, tokenizer_of
 
 ZERO = tokenizer_of("tiny.en").timestamp_begin
 A, B, C = [tokenizer_of("tiny.en").encode(word) for word in (" one", " two three", " four")]
@@ -28,7 +30,7 @@ def run(
 ) -> tuple[Any, FakeModel]:
     tokenizer = tokenizer_of("tiny.en")
     model = FakeModel("tiny.en", Script(dimensions("tiny.en").n_vocab, tokenizer.eot, said, **(script or {})))
-    return transcribe(model, np.zeros(round(seconds * 16000), np.float32), **options), model
+    return transcribe(model, counting(seconds), **options), model
 
 
 def prompts(model: FakeModel) -> list[list[int]]:
@@ -139,7 +141,7 @@ def test_the_language_is_detected_once() -> None:
     polish = tokenizer.to_language_token("pl")
     said = {0: [tokenizer.timestamp_begin, 100, tokenizer.timestamp_begin + 100]}
     model = FakeModel("base", Script(dimensions("base").n_vocab, tokenizer.eot, said, language=polish))
-    result = transcribe(model, np.zeros(16000 * 40, np.float32))
+    result = transcribe(model, counting(40))
     assert result["language"] == "pl"
     assert [row[-2] for (row,) in model.started[1:]] == [polish, polish]
     assert model.started[0] == [[tokenizer.sot]]
@@ -223,7 +225,7 @@ def test_split_window(tokens: list[int], frames: int, spans: list[tuple], advanc
 )
 def test_nobody_speaks(no_speech: float, logprob: float, thresholds: tuple, skipped: bool) -> None:
     result = DecodingResult(language="en", avg_logprob=logprob, no_speech_prob=no_speech)
-    assert nobody_speaks(result, *thresholds) == skipped
+    assert Thresholds(*thresholds).skip(result) == skipped
 
 
 def test_a_carried_prompt_leaves_room_for_what_was_said() -> None:
@@ -234,4 +236,3 @@ def test_a_carried_prompt_leaves_room_for_what_was_said() -> None:
     assert context.prompt() == [*hint, *range(300 - (223 - len(hint)), 300)]
     context.forget()
     assert context.prompt() == hint
-    assert context.text() == tokenizer.decode(list(range(300)))

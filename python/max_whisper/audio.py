@@ -71,10 +71,36 @@ def load_audio(source: AudioSource) -> np.ndarray:
             short. (A bare MP3, AAC or AC-3 stream does not say how long it is: a clean cut there cannot be noticed.)
     """
     if isinstance(source, np.ndarray):
-        return _check_samples(source)
+        return as_floats(check_samples(source))
+    samples = np.concatenate(list(decode(source)), dtype=np.float32)
+    samples *= INT16_SCALE
+    return samples
+
+
+def decode(source: AudioSource) -> Iterator[np.ndarray]:
+    """Decodes a recording piece by piece.
+
+    Args:
+        source: What `load_audio` takes, arrays excepted.
+
+    Yields:
+        int16 (n,), 16 kHz mono: `load_audio` before the division by 32768.
+
+    Raises:
+        AudioError: As `load_audio`; what comes late in a recording is found late.
+    """
     file, label = _open(source)
     with file:
-        return _decode(file, label)
+        yield from _decode(file, label)
+
+
+def as_floats(samples: np.ndarray) -> np.ndarray:
+    """Scales int16 samples to [-1, 1]; returns float32 samples as they are."""
+    if samples.dtype != np.int16:
+        return samples
+    floats = samples.astype(np.float32)
+    floats *= INT16_SCALE
+    return floats
 
 
 def pad_or_trim(array: np.ndarray, length: int = N_SAMPLES, *, axis: int = -1) -> np.ndarray:
@@ -89,7 +115,15 @@ def pad_or_trim(array: np.ndarray, length: int = N_SAMPLES, *, axis: int = -1) -
     return array[tuple(kept)]
 
 
-def _check_samples(samples: np.ndarray) -> np.ndarray:
+def check_samples(samples: np.ndarray) -> np.ndarray:
+    """Refuses arrays that are not sound.
+
+    Returns:
+        The samples, contiguous, float32 or int16.
+
+    Raises:
+        AudioError: The array is not one-dimensional, is empty, or holds other numbers than 16 kHz sound does.
+    """
     if samples.ndim != 1:
         raise AudioError(
             f"an audio array of shape {samples.shape}: expected one channel, (n_samples,) at {SAMPLE_RATE} Hz; "
@@ -98,9 +132,7 @@ def _check_samples(samples: np.ndarray) -> np.ndarray:
     if samples.size == 0:
         raise AudioError("an audio array of 0 samples: expected at least one")
     if samples.dtype == np.int16:
-        scaled = samples.astype(np.float32)
-        scaled *= INT16_SCALE
-        return scaled
+        return np.ascontiguousarray(samples)
     if samples.dtype not in (np.float32, np.float64):
         raise AudioError(
             f"an audio array of {samples.dtype}: expected float32 or float64 in [-1, 1], or int16; convert it first"
@@ -156,7 +188,7 @@ def _open_path(path: Path) -> BinaryIO:
         ) from None
 
 
-def _decode(file: BinaryIO, label: str) -> np.ndarray:
+def _decode(file: BinaryIO, label: str) -> Iterator[np.ndarray]:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if size == 0:
@@ -176,18 +208,18 @@ def _decode(file: BinaryIO, label: str) -> np.ndarray:
     with container:
         stream = _sound_stream(container, label)
         frames = _frames(container, stream, _declared_seconds(container, stream, file), label)
+        empty = True
         try:
-            chunks = [chunk.to_ndarray()[0] for chunk in _resampled(frames)]
+            for chunk in _resampled(frames):
+                empty = False
+                yield chunk.to_ndarray()[0]
         except FFmpegError as error:
             raise AudioError(
                 f"{label} cannot be mixed down to {SAMPLE_RATE} Hz mono ({error.strerror}): "
                 f"it has {stream.channels} channels at {stream.rate} Hz; convert it to mono first"
             ) from None
-    if not chunks:
+    if empty:
         raise AudioError(f"{label} holds no sound: 0 samples were decoded, expected at least one")
-    samples = np.concatenate(chunks, dtype=np.float32)
-    samples *= INT16_SCALE
-    return samples
 
 
 def _sound_stream(container: InputContainer, label: str) -> AudioStream:

@@ -18,7 +18,7 @@ from max_whisper.console import TranscriptPrinter, complain, say, silence_output
 from max_whisper.errors import AudioError, OutputError, WhisperError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from max_whisper.recording import Recording
 
 INTERRUPTED = 130  # what shells answer for a process that Ctrl-C ended
 
@@ -120,9 +120,9 @@ def _add_transcribe_options(parser: ArgumentParser) -> None:
     add(
         "--condition-on-previous-text",
         action=BooleanOptionalAction,
-        default=True,
-        help="prompt each window with what was said before",
+        help="prompt each window with what was said before; as if given, unless there is a --batch-size",
     )
+    add("--batch-size", type=int, metavar="N", help="cut at pauses and transcribe N windows together, which is faster")
     add("--without-timestamps", action="store_true", help="let the model write text only: segments of 30 s")
     add(
         "--clip-timestamps",
@@ -180,7 +180,7 @@ def _print_version() -> int:
 def transcribe(options: Namespace) -> int:
     """Prints what is said in recordings, and writes it to files where asked."""
     from max_whisper.checkpoint import load_checkpoint
-    from max_whisper.options import decoding_options, parse_clips
+    from max_whisper.options import check_batching, decoding_options, parse_clips
     from max_whisper.outputs import Outputs
     from max_whisper.target import check_device
     from max_whisper.tokenizer import get_tokenizer
@@ -193,6 +193,7 @@ def transcribe(options: Namespace) -> int:
     }
     decoding_options(**settings)
     parse_clips(options.clip_timestamps)
+    check_batching(options.batch_size, options.condition_on_previous_text)
     check_device(options.device, options.dtype)
     outputs = Outputs(options.output_format, options.output_dir, options.files)
     checkpoint = load_checkpoint(options.model)
@@ -203,21 +204,21 @@ def transcribe(options: Namespace) -> int:
     if first is None:
         return 1
 
-    from max_whisper.audio import SAMPLE_RATE
     from max_whisper.model import load_model
 
     whisper = load_model(checkpoint, options.device, options.dtype, progress=say)
-    for file, samples in chain([first], recordings):
+    for file, recording in chain([first], recordings):
         if len(options.files) > 1:
             print(f"==> {file} <==", flush=True)
         began = perf_counter()
         with TranscriptPrinter(file, times=options.verbose) as printer:
             result = whisper.transcribe(
-                samples,
+                recording,
                 condition_on_previous_text=options.condition_on_previous_text,
                 initial_prompt=options.initial_prompt,
                 carry_initial_prompt=options.carry_initial_prompt,
                 clip_timestamps=options.clip_timestamps,
+                batch_size=options.batch_size,
                 no_speech_threshold=options.no_speech_threshold,
                 logprob_threshold=options.logprob_threshold,
                 compression_ratio_threshold=options.compression_ratio_threshold,
@@ -226,7 +227,8 @@ def transcribe(options: Namespace) -> int:
                 **settings,
             )
         if options.verbose:
-            _say_speed(file, result["language"], len(samples) / SAMPLE_RATE, perf_counter() - began)
+            _say_speed(file, result["language"], recording.seconds, perf_counter() - began)
+        recording.close()
         try:
             outputs.write(result, file)
         except OutputError as error:
@@ -247,13 +249,13 @@ def _is_there(file: str, failed: list[str]) -> bool:
     return True
 
 
-def _recordings(files: Iterable[str], failed: list[str]) -> "Iterator[tuple[str, np.ndarray]]":
+def _recordings(files: Iterable[str], failed: list[str]) -> "Iterator[tuple[str, Recording]]":
     """Decodes one file after the other; complains about those that cannot be decoded, notes them and goes on."""
-    from max_whisper.audio import load_audio
+    from max_whisper.recording import open_recording
 
     for file in files:
         try:
-            yield file, load_audio(file)
+            yield file, open_recording(file)
         except AudioError as error:
             complain(error)
             failed.append(file)

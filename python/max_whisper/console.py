@@ -12,7 +12,7 @@ from max_whisper.errors import WhisperError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from max_whisper.transcribe import Segment
+    from max_whisper.windows import Segment
 
 
 def complain(error: WhisperError) -> None:

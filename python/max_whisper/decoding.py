@@ -52,6 +52,10 @@ class Decoder(Protocol):
         """Appends tokens, int32 (B, T), and returns the last one's logits, float32 (B, n_vocab)."""
         ...
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Goes on with some rows: row i becomes what row `rows[i]` was. The features may be overwritten."""
+        ...
+
 
 class Model(Protocol):
     """What decoding needs of a model."""
@@ -169,12 +173,13 @@ class DecodingTask:
         self.prompt = self._encode(options.prompt)
         self._initial_tokens(self.prompt)
 
-    def run(self, features: Any, prompt: Sequence[int] | None = None) -> list[DecodingResult]:
+    def run(self, features: Any, prompt: Sequence[int] | None = None, *, spend: bool = False) -> list[DecodingResult]:
         """Decodes B encoded windows.
 
         Args:
             features: What `model.embed_audio` made of the windows.
             prompt: Tokens that precede every window instead of the options' prompt.
+            spend: Whether the features are not needed afterwards, so that windows that have ended can make room.
 
         Raises:
             OptionError: If prompt and prefix exceed the model's context.
@@ -186,7 +191,9 @@ class DecodingTask:
         if self.language is None:
             tokens[:, sot_index + 1], probabilities = _detect(self.model, features, self.tokenizer)
             languages = [max(row, key=row.__getitem__) for row in probabilities]
-        sampled, sum_logprobs, no_speech_probs = self._pick(self.model.new_decoder(features), tokens, sot_index)
+        sampled, sum_logprobs, no_speech_probs = self._pick(
+            self.model.new_decoder(features), tokens, sot_index, spend=spend
+        )
 
         results = []
         for row, picked in enumerate(sampled):
@@ -222,7 +229,7 @@ class DecodingTask:
         return self.tokenizer.encode(" " + text.strip()) if isinstance(text, str) else list(text)
 
     def _pick(
-        self, decoder: Decoder, tokens: np.ndarray, sot_index: int
+        self, decoder: Decoder, tokens: np.ndarray, sot_index: int, *, spend: bool
     ) -> tuple[list[list[int]], np.ndarray, np.ndarray]:
         """Picks tokens until every row has ended.
 
@@ -230,6 +237,7 @@ class DecodingTask:
             decoder: A fresh decoder of B windows.
             tokens: What the rows start with, int32 (B, T).
             sot_index: Where in it the start of transcript stands, the position that tells whether anybody speaks.
+            spend: Whether rows that have ended leave the decoder; otherwise they are fed their end again.
 
         Returns:
             Every row's tokens without the end of text, the sum of their log probabilities and the end's, float32 (B,),
@@ -240,23 +248,39 @@ class DecodingTask:
         sampled: list[list[int]] = [[] for _ in range(batch)]
         sum_logprobs = np.zeros(batch, np.float32)
         no_speech_probs = np.full(batch, np.nan, np.float32)
-        running = tokens[:, -1] != eot
+        ended = (tokens[:, -1] == eot).tolist()
+        rows = list(range(batch))  # which one each of the decoder's rows is
         for step in range(self.sample_len):
-            rules = np.asarray([self.rules.next(row) for row in sampled], np.int32)
+            rules = np.asarray([self.rules.next(sampled[row]) for row in rows], np.int32)
             no_speech_at = np.full(batch, sot_index, np.int32) if step == 0 else None
             picks = decoder.forward(tokens, rules, no_speech_at=no_speech_at)
             if picks.no_speech_probs is not None:
                 no_speech_probs = picks.no_speech_probs
-            sum_logprobs += np.where(running, picks.log_probs, np.float32(0))
-            picked = np.where(running, picks.tokens, eot)  # a row that has ended is fed its end again
-            running = picked != eot
-            for row in np.flatnonzero(running):
-                sampled[row].append(int(picked[row]))
+            picked = picks.tokens.tolist()
+            for i, (row, log_prob) in enumerate(zip(rows, picks.log_probs.tolist(), strict=True)):
+                if ended[row]:
+                    picked[i] = eot
+                    continue
+                sum_logprobs[row] += log_prob
+                ended[row] = picked[i] == eot
+                if not ended[row]:
+                    sampled[row].append(picked[i])
             length += 1
-            if not running.any() or length > self.model.dims.n_text_ctx:
+            if all(ended) or length > self.model.dims.n_text_ctx:
                 break
-            tokens = picked[:, None].astype(np.int32)
+            if spend and any(ended[row] for row in rows):
+                kept = _closed_up([not ended[row] for row in rows])
+                decoder.keep(kept)
+                rows, picked = [rows[i] for i in kept], [picked[i] for i in kept]
+            tokens = np.asarray(picked, np.int32)[:, None]
         return sampled, sum_logprobs, no_speech_probs
+
+
+def _closed_up(running: Sequence[bool]) -> list[int]:
+    """The places of what still runs, the last of it moved to where something has ended, the rest where it is."""
+    count = sum(running)
+    movers = (i for i in range(count, len(running)) if running[i])
+    return [i if running[i] else next(movers) for i in range(count)]
 
 
 def compression_ratio(text: str) -> float:

@@ -1,6 +1,6 @@
 """A loaded Whisper model: the only place that executes graphs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,6 +208,23 @@ class Decoder:
         states = self._step(tokens, anything, at, self._unasked)[3]
         return self._model.execute("logits", states, at)[0].to_numpy()
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Goes on with some rows only, so that a step costs nothing for those that have ended.
+
+        Keys and values move within their buffers, those of the audio too: the features that the decoder was made of are
+        spent.
+
+        Args:
+            rows: For each row from now on, which one it was, at its own place or behind it.
+        """
+        moves = [(to, source) for to, source in enumerate(rows) if to != source]
+        for cache in self._caches:
+            for to, source in moves:
+                _rows(cache, to, to + 1).inplace_copy_from(_rows(cache, source, source + 1))
+        self._batch = len(rows)
+        self._caches = [_rows(cache, 0, self._batch) for cache in self._caches]
+        self._past, self._unasked = self._past[list(rows)], self._unasked[: self._batch]
+
     def _step(self, tokens: np.ndarray, rules: np.ndarray, last: np.ndarray, no_speech_at: np.ndarray) -> list[Buffer]:
         results = self._model.execute(
             "decoder",
@@ -226,6 +243,11 @@ class Decoder:
         if last is None:
             return np.full(self._batch, tokens.shape[1] - 1, np.int32)
         return np.ascontiguousarray(last, np.int32)
+
+
+def _rows(buffer: Buffer, begin: int, end: int) -> Buffer:
+    """Some rows of a buffer, where they are."""
+    return buffer[(slice(begin, end), *[slice(None)] * (buffer.rank - 1))]
 
 
 def load_model(

@@ -139,6 +139,22 @@ def parse_clips(clip_timestamps: str | Sequence[float]) -> list[tuple[int, int]]
     return list(zip(frames[::2], frames[1::2], strict=True))
 
 
+def check_batching(batch_size: int | None, condition_on_previous_text: bool | None) -> None:
+    """Refuses what windows side by side cannot do.
+
+    Raises:
+        OptionError: The batch size is no positive number, or windows are to be conditioned on windows beside them.
+    """
+    if batch_size is None:
+        return
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise OptionError(f"batch_size is {batch_size!r}: expected a number of windows, 1 or more, or None")
+    if condition_on_previous_text:
+        raise OptionError(
+            "condition_on_previous_text needs one window after the other: leave out batch_size, or the condition"
+        )
+
+
 def _did_you_mean(name: str, choices: Iterable[str]) -> str:
     close = get_close_matches(name, choices, n=1)
     return f": did you mean {close[0]!r}?" if close else ""
