@@ -1,0 +1,53 @@
+"""Batches on real speech with the real model: every word, as many errors as one window after the other."""
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.golden import clips
+from tests.test_golden import max_whisper_model
+
+jiwer = pytest.importorskip("jiwer")
+
+
+def words(text: str) -> str:
+    return " ".join(re.sub(r"[^a-z0-9' ]", " ", text.lower().replace("-", " ")).split())
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return max_whisper_model("tiny.en")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_as_few_errors_as_one_after_the_other(model: Any, batch_size: int) -> None:
+    """44 s of "A Tale of Two Cities", and where it is there, almost three minutes of several readers."""
+    path = clips.paths().get("moonshine-voice/two_cities.wav")
+    if path is None:
+        pytest.skip("the recording is not on this machine")
+    sequential = model.transcribe(path, condition_on_previous_text=False)
+    batched = model.transcribe(path, batch_size=batch_size)
+    # The reference here is what is said one window after the other: golden transcripts vouch for that.
+    assert jiwer.wer(words(sequential["text"]), words(batched["text"])) <= 0.03
+    assert [segment["start"] for segment in batched["segments"]] == sorted(s["start"] for s in batched["segments"])
+
+
+def test_word_errors_against_the_reference_text(model: Any) -> None:
+    path = clips.paths().get("speech/long.flac")
+    if path is None:
+        pytest.skip("the recording is not on this machine")
+    reference = words(path.with_suffix(".txt").read_text())
+    sequential = jiwer.wer(reference, words(model.transcribe(path)["text"]))
+    assert jiwer.wer(reference, words(model.transcribe(path, batch_size=8)["text"])) <= sequential
+
+
+def test_rows_that_leave_change_nothing(model: Any) -> None:
+    """The same windows alone and together, where rows end at different times and are moved."""
+    path = clips.paths().get("moonshine-voice/two_cities.wav")
+    if path is None:
+        pytest.skip("the recording is not on this machine")
+    clip = "0,9,9,12,12,26,26,31,31,44"
+    together = model.transcribe(path, batch_size=5, clip_timestamps=clip)
+    alone = model.transcribe(path, batch_size=1, clip_timestamps=clip)
+    assert [segment["tokens"] for segment in together["segments"]] == [s["tokens"] for s in alone["segments"]]
