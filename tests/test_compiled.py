@@ -8,7 +8,7 @@ import pytest
 
 from max_whisper import compiled, target
 from max_whisper.config import ModelDimensions
-from max_whisper.errors import DeviceError
+from max_whisper.errors import DeviceError, OutputError
 
 TINY = ModelDimensions(80, 1500, 384, 6, 4, 51864, 448, 384, 6, 4)
 BASE = ModelDimensions(80, 1500, 512, 8, 6, 51865, 448, 512, 8, 6)
@@ -123,3 +123,13 @@ def test_two_processes_at_once(tmp_path):
         results = pool.starmap(_build_together, [(str(tmp_path), barrier)] * 2)
     assert results == [f"{TINY} float32"] * 2
     assert [path.name for path in (tmp_path / "compiled").iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_cache_that_cannot_be_written_to(compilations, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MAX_WHISPER_CACHE", str(tmp_path / "file"))
+    with pytest.raises(
+        OutputError, match=r"cannot write into the cache '.*file' \(Not a directory\): .*MAX_WHISPER_CACHE"
+    ):
+        compiled.build(TINY)
+    assert compilations == []

@@ -6,7 +6,7 @@ import pytest
 from max_whisper import packed
 from max_whisper.checkpoint import Checkpoint
 from max_whisper.config import ModelDimensions, expected_tensors
-from max_whisper.errors import CheckpointError
+from max_whisper.errors import CheckpointError, OutputError
 from max_whisper.tokenizer import Vocabulary
 
 DIMS = ModelDimensions(80, 1500, 64, 1, 1, 51864, 448, 64, 1, 2)
@@ -95,3 +95,12 @@ def test_numbers_that_are_none(checkpoint, cache, bad):
     with pytest.raises(CheckpointError, match=r"a test: encoder\.blocks\.0\.mlp\.2\.weight holds NaN or infinity"):
         packed.load(checkpoint, "float32")
     assert list(cache.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_to(checkpoint, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MAX_WHISPER_CACHE", str(tmp_path / "file"))
+    with pytest.raises(
+        OutputError, match=r"cannot write into the cache '.*file' \(Not a directory\): .*MAX_WHISPER_CACHE"
+    ):
+        packed.load(checkpoint, "float32")

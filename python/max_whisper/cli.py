@@ -275,10 +275,12 @@ def build(options: Namespace) -> int:
     """Compiles a model's graphs ahead of time."""
     from max_whisper import compiled, packed
     from max_whisper.checkpoint import load_checkpoint
+    from max_whisper.target import check_device
 
+    check_device(options.device, options.dtype)
     checkpoint = load_checkpoint(options.model)
-    graphs = compiled.build(checkpoint.dims, options.device, options.dtype, force=options.force, progress=say)
     packed.load(checkpoint, options.dtype, say)
+    graphs = compiled.build(checkpoint.dims, options.device, options.dtype, force=options.force, progress=say)
     say(f"the graphs of {options.model} are in {graphs.parent}")
     return 0
 

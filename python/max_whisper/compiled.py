@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from max_whisper import target
-from max_whisper.cache import cache_dir
+from max_whisper.cache import cache_dir, writing
 from max_whisper.config import ModelDimensions
 
 GRAPHS = "graphs.mef"
@@ -50,6 +50,7 @@ def build(
 
     Raises:
         DeviceError: The device or dtype is not there.
+        OutputError: The cache cannot be written to.
     """
     target.check_device(device, dtype)
     identity = _identity(dims, dtype)
@@ -57,16 +58,17 @@ def build(
     if not force and _is_whole(folder, identity):
         return folder / GRAPHS
     say = progress or (lambda _: None)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
-    try:
-        say(f"compiling the graphs for {identity['target']}, once for this machine and model size ...")
-        _compile(dims, dtype, building / GRAPHS)
-        manifest = {"identity": identity, "sha256": _digest(building / GRAPHS)}
-        (building / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        _move(building, folder, identity, force=force)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with writing():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
+        try:
+            say(f"compiling the graphs for {identity['target']}, once for this machine and model size ...")
+            _compile(dims, dtype, building / GRAPHS)
+            manifest = {"identity": identity, "sha256": _digest(building / GRAPHS)}
+            (building / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            _move(building, folder, identity, force=force)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
     return folder / GRAPHS
 
 

@@ -71,8 +71,10 @@ class Whisper:
         self.dims: ModelDimensions = checkpoint.dims
         self.vocabulary: Vocabulary = checkpoint.vocabulary
         self.device, self.dtype = device, dtype
+        self._weights = packed.load(
+            checkpoint, dtype, progress
+        )  # refuses bad weights before it takes a minute to compile
         mef = compiled.build(self.dims, device, dtype, progress=progress)
-        self._weights = packed.load(checkpoint, dtype, progress)
         # The models read the weights where they lie; whoever holds the models must hold them too.
         self._models = runtime.load(mef, self._weights)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from max_whisper.cache import cache_dir
+from max_whisper.cache import cache_dir, writing
 from max_whisper.checkpoint import Checkpoint
 from max_whisper.checkpoint.safetensors_file import read_safetensors
 from max_whisper.config import ModelDimensions
@@ -103,6 +103,7 @@ def load(checkpoint: Checkpoint, dtype: str, progress: Callable[[str], None] | N
 
     Raises:
         CheckpointError: As `pack`.
+        OutputError: The cache cannot be written to.
     """
     path = cache_dir() / "packed" / f"{checkpoint.fingerprint[:32]}-{dtype}-v{LAYOUT_VERSION}.safetensors"
     expected = {n: (_KINDS[r.dtype][1], r.shape) for n, r in recipes(checkpoint.dims, dtype).items()}
@@ -115,7 +116,9 @@ def load(checkpoint: Checkpoint, dtype: str, progress: Callable[[str], None] | N
             return tensors
     if progress:
         progress(f"packing the weights of {checkpoint.source} ...")
-    _write(path, pack(checkpoint, dtype))
+    weights = pack(checkpoint, dtype)
+    with writing():
+        _write(path, weights)
     return read_safetensors(path, dict(_KINDS.values()))
 
 
