@@ -5,13 +5,15 @@ import pytest
 
 from max_whisper.audio import load_audio, pad_or_trim
 from max_whisper.errors import AudioError, OptionError
+from tests import models
 from tests.golden import clips
-from tests.test_golden import max_whisper_model
+
+MODELS = [("tiny.en", "float32")]
 
 
 @pytest.fixture(scope="module")
 def model():
-    return max_whisper_model("tiny.en")
+    return models.load("tiny.en")
 
 
 @pytest.fixture(scope="module")
