@@ -8,8 +8,10 @@ from typing import Any
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.ceilings import ceilings
+
 ROUNDS = 100
-SECONDS = 2.0
+SECONDS = 1.0
 
 
 def compare(
@@ -17,12 +19,13 @@ def compare(
     ours: Callable[[], Any],
     theirs: Callable[[], Any],
     *,
-    flops: float | None = None,
-    bytes: float | None = None,
+    flops: float,
+    bytes: float,
 ) -> None:
     """Runs theirs, ours, ours, theirs, over and over, and leaves the medians in `benchmark.extra_info`.
 
-    Its columns: ours_ms, theirs_ms, ratio (theirs / ours) and, of ours, gflop_per_s and gb_per_s where they are known.
+    Its columns: ours_ms, theirs_ms, ratio (theirs / ours); of ours the rate, in the unit of what bounds it, and the percent
+    of the machine's ceiling that this is.
 
     Args:
         benchmark: pytest-benchmark's fixture; the times that it reports by itself are ours.
@@ -48,8 +51,9 @@ def compare(
     if metadata is not None:  # None where benchmarks are disabled and everything ran once
         mine, other = metadata.stats.median, median(times)
         benchmark.extra_info |= {"ours_ms": mine * 1e3, "theirs_ms": other * 1e3, "ratio": other / mine}
-        benchmark.extra_info |= {"gflop_per_s": flops / mine / 1e9} if flops else {}
-        benchmark.extra_info |= {"gb_per_s": bytes / mine / 1e9} if bytes else {}
+        least, unit = ceilings().bound(flops, bytes)
+        rate = (flops if unit == "GFLOP/s" else bytes) / mine / 1e9
+        benchmark.extra_info |= {"rate": rate, "unit": unit, "percent": 100 * least / mine}
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -27,7 +27,7 @@ for stride in (1, 2):
 @pytest.mark.parametrize("model", STATES)
 def test_conv1d(benchmark, model, stride):
     state, frames = STATES[model], 3000
-    channels = 80 if stride == 1 else state
+    channels = (128 if model == "large" else 80) if stride == 1 else state
     x, weight, bias = random(1, frames, channels), random(state, channels, 3), random(state)
     compare(
         benchmark,
