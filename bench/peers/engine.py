@@ -1,61 +1,40 @@
-"""One engine in a process of its own: transcribes what it is told to, over and over, and says how long it took.
+"""One engine in a process of its own.
 
-    python engine.py max-whisper|openai-whisper MODEL     reads lines "encode" or a path of audio, answers in JSON
+    python engine.py ENGINE FOLDER SAMPLES SETTINGS                 answers tasks, one a line, until there are no more
+    python engine.py ENGINE FOLDER SAMPLES SETTINGS --once          transcribes SAMPLES and prints the text
 
-Both engines get the same weights (the checkpoint that max-whisper finds under that name) and the same samples, greedy, at
-temperature 0, in float32.
+FOLDER holds a model in every format (see `convert.py`), SAMPLES is a `.npy` file, SETTINGS a JSON object. A task is
+`["encode"]`, `["decode", tokens]` or `["transcribe", samples]`; its answer says how long it took.
 """
 
 import json
+import os
 import sys
-from dataclasses import asdict
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import engines
 import numpy as np
 
 
-def max_whisper_engine(name: str) -> tuple[Any, Any]:
-    from max_whisper.model import load_model
-
-    model = load_model(name)
-    return model.embed_audio, model.transcribe
-
-
-def openai_whisper_engine(name: str) -> tuple[Any, Any]:
-    import torch  # pyright: ignore[reportMissingImports]
-    import whisper  # pyright: ignore[reportMissingImports]
-
-    from max_whisper.checkpoint import load_checkpoint
-
-    checkpoint = load_checkpoint(name)
-    model = whisper.model.Whisper(whisper.model.ModelDimensions(**asdict(checkpoint.dims)))
-    model.load_state_dict({k: torch.tensor(np.array(v, np.float32)) for k, v in checkpoint.tensors.items()})
-    model.eval()
-
-    def encode(mel: np.ndarray) -> None:
-        with torch.no_grad():
-            model.embed_audio(torch.tensor(mel))
-
-    return encode, lambda audio: model.transcribe(audio, temperature=0.0, fp16=False)
-
-
-def main(engine: str, name: str) -> None:
-    from max_whisper.audio import load_audio
-    from max_whisper.checkpoint import load_checkpoint
-
-    encode, transcribe = {"max-whisper": max_whisper_engine, "openai-whisper": openai_whisper_engine}[engine](name)
-    mel = np.random.default_rng(0).standard_normal((1, load_checkpoint(name).dims.n_mels, 3000), dtype=np.float32)
+def main(engine: str, folder: str, samples: str, settings: str, once: str = "") -> None:
+    # Libraries print what they like; the answers have the real standard output to themselves.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    audio = np.load(samples)
+    model: Any = getattr(engines, engine)(Path(folder), audio, **json.loads(settings))
+    if once:
+        print(model.transcribe(audio), file=answers)
+        return
+    print(json.dumps("ready"), file=answers)
     for line in sys.stdin:
-        task = line.strip()
-        audio = None if task == "encode" else load_audio(task)
+        task, *arguments = json.loads(line)
+        if task == "transcribe":
+            arguments = [np.load(arguments[0])]
         start = perf_counter()
-        text = "" if audio is None else transcribe(audio)["text"]
-        if audio is None:
-            encode(mel)
-        seconds = perf_counter() - start
-        print(json.dumps({"seconds": seconds, "audio": 0 if audio is None else len(audio) / 16000, "text": text}))
-        sys.stdout.flush()
+        result = getattr(model, task)(*arguments)
+        print(json.dumps({"seconds": perf_counter() - start, "text": result}), file=answers)
 
 
 if __name__ == "__main__":
