@@ -14,6 +14,7 @@ from max_whisper.checkpoint import Checkpoint, load_checkpoint
 from max_whisper.config import HEAD_DIM, ModelDimensions
 from max_whisper.errors import AudioError, OptionError
 from max_whisper.packing import PANEL
+from max_whisper.runtime import as_buffer
 from max_whisper.tokenizer import Vocabulary
 from max_whisper.transcribe import Transcription, transcribe
 
@@ -155,8 +156,10 @@ class Decoder:
         dims = model.dims
         self._model, self._batch = model, len(features)
         self._past = np.zeros(self._batch, np.int32)
-        self._unasked = np.full(self._batch, -1, np.int32)
-        self._mask = np.zeros(dims.n_vocab, np.uint8)
+        # What is the same in most steps is wrapped once.
+        self._newest = as_buffer(np.zeros(self._batch, np.int32))
+        self._unasked = as_buffer(np.full(self._batch, -1, np.int32))
+        self._mask = as_buffer(np.zeros(dims.n_vocab, np.uint8))
         keys = (self._batch, dims.n_text_head, -(-dims.n_text_ctx // PANEL), HEAD_DIM, PANEL)
         values = (self._batch, dims.n_text_head, dims.n_text_ctx, HEAD_DIM)
         self._caches: list[Buffer] = []
@@ -171,7 +174,7 @@ class Decoder:
         Args:
             mask: (n_vocab,) uint8.
         """
-        self._mask = np.ascontiguousarray(mask, np.uint8)
+        self._mask = as_buffer(np.ascontiguousarray(mask, np.uint8))
 
     def forward(
         self,
@@ -193,7 +196,7 @@ class Decoder:
             ValueError: The tokens do not fit into the context, or are none of the vocabulary.
         """
         asked = self._unasked if no_speech_at is None else np.ascontiguousarray(no_speech_at, np.int32)
-        picked, log_probs, silence, _ = self._step(tokens, rules, self._last(tokens, last), asked)
+        picked, log_probs, silence, _ = self._step(tokens, rules, last, asked)
         return Picks(picked.to_numpy(), log_probs.to_numpy(), None if no_speech_at is None else silence.to_numpy())
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
@@ -205,7 +208,7 @@ class Decoder:
         Returns:
             (B, n_vocab) float32.
         """
-        at = self._last(tokens, None)
+        at = np.full(self._batch, tokens.shape[1] - 1, np.int32)
         anything = np.tile(np.array([0, 0, 0, self._model.dims.n_vocab], np.int32), (self._batch, 1))
         states = self._step(tokens, anything, at, self._unasked)[3]
         return self._model.execute("logits", states, at)[0].to_numpy()
@@ -225,26 +228,29 @@ class Decoder:
                 _rows(cache, to, to + 1).inplace_copy_from(_rows(cache, source, source + 1))
         self._batch = len(rows)
         self._caches = [_rows(cache, 0, self._batch) for cache in self._caches]
-        self._past, self._unasked = self._past[list(rows)], self._unasked[: self._batch]
+        self._past = self._past[list(rows)]
+        self._newest, self._unasked = _rows(self._newest, 0, self._batch), _rows(self._unasked, 0, self._batch)
 
-    def _step(self, tokens: np.ndarray, rules: np.ndarray, last: np.ndarray, no_speech_at: np.ndarray) -> list[Buffer]:
+    def _step(
+        self, tokens: np.ndarray, rules: np.ndarray, last: np.ndarray | None, no_speech_at: np.ndarray | Buffer
+    ) -> list[Buffer]:
+        length = tokens.shape[1]
+        if last is not None:
+            last = np.ascontiguousarray(last, np.int32)
+        elif length > 1:
+            last = np.full(self._batch, length - 1, np.int32)
         results = self._model.execute(
             "decoder",
             np.ascontiguousarray(tokens, np.int32),
             self._past,
-            last,
+            self._newest if last is None else last,
             no_speech_at,
             self._mask,
             np.ascontiguousarray(rules, np.int32),
             *self._caches,
         )
-        self._past = self._past + last + 1
+        self._past = self._past + (1 if last is None else last + 1)
         return results
-
-    def _last(self, tokens: np.ndarray, last: np.ndarray | None) -> np.ndarray:
-        if last is None:
-            return np.full(self._batch, tokens.shape[1] - 1, np.int32)
-        return np.ascontiguousarray(last, np.int32)
 
 
 def _rows(buffer: Buffer, begin: int, end: int) -> Buffer:
