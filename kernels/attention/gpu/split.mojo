@@ -151,7 +151,10 @@ def split_kernel[
     var totals = shared_memory[DType.float32, warps]()
     var part = thread // Int32(WARP)
     if thread % Int32(WARP) < Int32(lanes):
-        sums.unsafe_store[alignment=16](part * Int32(HEAD) + column, found.sums)
+        comptime for i in range(0, width, 4):
+            sums.unsafe_store[alignment=16](
+                part * Int32(HEAD) + _place(column + Int32(i)), found.sums.slice[4, offset=i]()
+            )
     if thread % Int32(WARP) == 0:
         maxima[unsafe_offset=part] = found.maximum
         totals[unsafe_offset=part] = found.total
@@ -161,7 +164,9 @@ def split_kernel[
     var all = Softmax[1](LOWEST, 0, 0)
     comptime for w in range(warps):
         all.merge(
-            Softmax[1](maxima[unsafe_offset=w], totals[unsafe_offset=w], sums[unsafe_offset=Int32(w * HEAD) + thread])
+            Softmax[1](
+                maxima[unsafe_offset=w], totals[unsafe_offset=w], sums[unsafe_offset=Int32(w * HEAD) + _place(thread)]
+            )
         )
     if source.total <= split:
         output[unsafe_offset=matrix * Int32(HEAD) + thread] = (all.sums / all.total).cast[dtype]()
@@ -171,6 +176,13 @@ def split_kernel[
         if thread == 0:
             var weights = parts.unsafe_offset(Int(grid_dim.x * grid_dim.y) * HEAD)
             weights.unsafe_store[alignment=8](place * 2, SIMD[DType.float32, 2](all.maximum, all.total))
+
+
+@always_inline
+def _place(column: Int32) -> Int32:
+    """Where shared memory has a column of o: behind the first 32, neighbours of 16 bytes are swapped. So the 8 lanes that
+    store at once, every second 16 bytes, meet all banks."""
+    return column ^ column // 32 * 4
 
 
 @always_inline
