@@ -12,7 +12,7 @@ test: .venv/installed-test ## Run all tests
 	$(BIN)/python -m pytest
 
 bench: .venv/installed-test ## Time every kernel against MAX's built-in ops
-	$(BIN)/python -m pytest bench -q --benchmark-enable --benchmark-quiet
+	$(BIN)/python -m pytest bench -q --benchmark-enable --benchmark-quiet --report docs/benchmarks.md
 
 peers: .venv/installed-dev .peers/installed ## Compare with other engines, in turns: half an hour
 	$(BIN)/python -m bench.peers .peers

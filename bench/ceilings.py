@@ -1,5 +1,7 @@
 """The least time that an amount of work takes on this machine: its arithmetic and its memory, measured once per run."""
 
+import platform
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -28,6 +30,11 @@ class Ceilings:
         """Bytes per second of an array of about this size: a kernel that is called again finds its operands in a cache."""
         return self.reading[min(self.reading, key=lambda known: abs(log2(known) - log2(max(size, 1))))]
 
+    def describe(self) -> str:
+        """The ceilings in words."""
+        reading = ", ".join(f"{size / 2**20:g} MB {rate / 1e9:.0f}" for size, rate in self.reading.items())
+        return f"ceilings: {self.flops / 1e9:.0f} GFLOP/s in float32; GB/s from arrays of {reading}"
+
     def bound(self, flops: float, bytes: float) -> tuple[float, str]:
         """Seconds that an amount of work takes at least, and what bounds it: "GFLOP/s" or "GB/s"."""
         arithmetic, memory = flops / self.flops, bytes / self.bandwidth(bytes)
@@ -44,3 +51,15 @@ def ceilings() -> Ceilings:
     words = [line.split() for line in output.splitlines()]
     reading = {int(size): float(rate) for kind, size, rate in (line for line in words if line[0] == "read")}
     return Ceilings(next(float(line[1]) for line in words if line[0] == "flops"), reading)
+
+
+def machine() -> str:
+    """The processor, what it can, and how much memory."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = re.search(r"model name\s*: (.*)", info)
+    flags = set(info.split())
+    known = [
+        flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if flag in flags
+    ]
+    count = len(re.findall(r"^processor", info, re.MULTILINE))
+    return f"{model[1] if model else platform.machine()}, {count} virtual cores, {' '.join(known)}"

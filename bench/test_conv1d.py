@@ -4,7 +4,7 @@ import pytest
 from max.graph import TensorValue
 from max.graph import ops as max_ops
 
-from bench.cases import STATES, call, random
+from bench.cases import STATES, WEIGHTS, call, random
 from bench.compare import compare
 from max_whisper import eager, ops
 from max_whisper.packing import pack_conv1d
@@ -18,21 +18,24 @@ def builtin(x: TensorValue, weight: TensorValue, bias: TensorValue, *, stride: i
 
 
 for stride in (1, 2):
-    eager.prepare(ops.conv1d, "f32[3] f32[3] f32[1]", stride=stride)
+    for weights in WEIGHTS.values():
+        eager.prepare(ops.conv1d, f"f32[3] {weights}[3] f32[1]", stride=stride)
     eager.prepare(builtin, "f32[4] f32[4] f32[1]", stride=stride)
 
 
 @pytest.mark.benchmark(group="conv1d")
+@pytest.mark.parametrize("dtype", WEIGHTS)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("model", STATES)
-def test_conv1d(benchmark, model, stride):
+def test_conv1d(benchmark, model, stride, dtype):
     state, frames = STATES[model], 3000
     channels = (128 if model == "large" else 80) if stride == 1 else state
     x, weight, bias = random(1, frames, channels), random(state, channels, 3), random(state)
+    packed = pack_conv1d(weight, dtype)
     compare(
         benchmark,
-        call(ops.conv1d, x, pack_conv1d(weight), bias, stride=stride),
+        call(ops.conv1d, x, packed, bias, stride=stride),
         call(builtin, x[:, None], weight.transpose(2, 1, 0)[None], bias, stride=stride),
         flops=2 * (frames // stride) * state * 3 * channels,
-        bytes=4 * (frames * channels + state * 3 * channels + frames // stride * state),
+        bytes=packed.nbytes + 4 * (frames * channels + frames // stride * state),
     )

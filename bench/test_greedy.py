@@ -9,7 +9,7 @@ import pytest
 from max.graph import TensorValue
 from max.graph import ops as max_ops
 
-from bench.cases import STATES, call, random
+from bench.cases import STATES, WEIGHTS, call, random
 from bench.compare import compare
 from max_whisper import eager, ops
 from max_whisper.packing import pack_linear
@@ -32,24 +32,27 @@ def builtin(
     return max_ops.argmax(log_probs, axis=-1), max_ops.max(log_probs, axis=-1)
 
 
-eager.prepare(ops.greedy, "f32[3] i32[1] f32[3] u8[1] i32[2]", timestamp_begin=TIMESTAMPS)
+for weights in WEIGHTS.values():
+    eager.prepare(ops.greedy, f"f32[3] i32[1] {weights}[3] u8[1] i32[2]", timestamp_begin=TIMESTAMPS)
 eager.prepare(builtin, "f32[2] f32[2] f32[1] f32[1]")
 
 
 @pytest.mark.benchmark(group="greedy")
+@pytest.mark.parametrize("dtype", WEIGHTS)
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("model", STATES)
-def test_greedy(benchmark, model, batch):
+def test_greedy(benchmark, model, batch, dtype):
     state = STATES[model]
     hidden, embedding = random(batch, state), random(VOCABULARY, state) / np.float32(np.sqrt(state))
     mask = (np.arange(VOCABULARY) % 10 == 0).astype(np.uint8)
     text = np.where(np.arange(VOCABULARY) < TIMESTAMPS, NEVER, np.float32(0))
     rules = np.array([(TIMESTAMP_RULE | 1, 0, TIMESTAMPS, VOCABULARY)] * batch, np.int32)
     at = np.zeros(batch, np.int32)
+    packed = pack_linear(embedding, dtype)
     compare(
         benchmark,
-        call(ops.greedy, hidden[:, None], at, pack_linear(embedding), mask, rules, timestamp_begin=TIMESTAMPS),
+        call(ops.greedy, hidden[:, None], at, packed, mask, rules, timestamp_begin=TIMESTAMPS),
         call(builtin, hidden, embedding.T, np.where(mask, NEVER, np.float32(0)), text),
         flops=2 * batch * VOCABULARY * state,
-        bytes=4 * VOCABULARY * state,
+        bytes=packed.nbytes,
     )

@@ -1,12 +1,12 @@
 """What was measured, as tables and as a picture."""
 
-import platform
 import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+from bench.ceilings import machine
 from bench.peers.measure import Recordings, Results, Row
 
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -141,18 +141,6 @@ Versions: {_versions(peers)}.
 
 {tables}
 """
-
-
-def machine() -> str:
-    """The processor, what it can, and how much memory."""
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"model name\s*: (.*)", info)
-    flags = set(info.split())
-    known = [
-        flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if flag in flags
-    ]
-    count = len(re.findall(r"^processor", info, re.MULTILINE))
-    return f"{model[1] if model else platform.machine()}, {count} virtual cores, {' '.join(known)}"
 
 
 def _versions(peers: Path) -> str:
