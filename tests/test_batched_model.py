@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from tests import models
 from tests.golden import clips
-from tests.test_golden import max_whisper_model
 
 jiwer = pytest.importorskip("jiwer")
+MODELS = [("tiny.en", "float32")]
 
 
 def words(text: str) -> str:
@@ -17,7 +18,7 @@ def words(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return max_whisper_model("tiny.en")
+    return models.load("tiny.en")
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
