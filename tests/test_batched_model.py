@@ -21,9 +21,9 @@ def model() -> Any:
     return models.load("tiny.en")
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.full), 3])
 def test_as_few_errors_as_one_after_the_other(model: Any, batch_size: int) -> None:
-    """44 s of "A Tale of Two Cities", and where it is there, almost three minutes of several readers."""
+    """44 s of "A Tale of Two Cities"."""
     path = clips.paths().get("moonshine-voice/two_cities.wav")
     if path is None:
         pytest.skip("the recording is not on this machine")
@@ -34,6 +34,7 @@ def test_as_few_errors_as_one_after_the_other(model: Any, batch_size: int) -> No
     assert [segment["start"] for segment in batched["segments"]] == sorted(s["start"] for s in batched["segments"])
 
 
+@pytest.mark.full
 def test_word_errors_against_the_reference_text(model: Any) -> None:
     path = clips.paths().get("speech/long.flac")
     if path is None:
