@@ -5,22 +5,27 @@ from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
 
 from ..cpu.matmul import multiply
-from ..data import data, require, require_contiguous, require_size
+from ..data import Data, data, require, require_contiguous, require_size
+from ..gpu.tile import TILE_M
 from ..linear.cpu import BiasEpilogue
-from .packed import require_packed
+from ..linear.gpu import linear
+from .weights import require_aligned, require_chunks, require_countable, require_matrix, require_packed
 
 
 @extensibility.register("whisper_linear")
 struct Linear:
-    """Computes y = f(x @ W^T + b), f the identity or GELU: x (..., K), packed weight, bias (N) -> (..., N)."""
+    """Computes y = f(x @ W^T + b), f the identity or GELU: x (..., K), weight, bias (N) -> (..., N).
+
+    The weight is packed on CPUs, (N, K) on GPUs.
+    """
 
     @staticmethod
     def execute[
-        dtype: DType, weight_type: DType, rank: Int, //, target: StaticString, gelu: Bool
+        dtype: DType, weight_type: DType, rank: Int, weight_rank: Int, //, target: StaticString, gelu: Bool
     ](
         output: OutputTensor[dtype=dtype, rank=rank, ...],
         x: InputTensor[dtype=dtype, rank=rank, ...],
-        weight: InputTensor[dtype=weight_type, rank=3, ...],
+        weight: InputTensor[dtype=weight_type, rank=weight_rank, ...],
         bias: InputTensor[dtype=dtype, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
@@ -33,11 +38,11 @@ struct LinearResidual:
 
     @staticmethod
     def execute[
-        dtype: DType, weight_type: DType, rank: Int, //, target: StaticString, gelu: Bool
+        dtype: DType, weight_type: DType, rank: Int, weight_rank: Int, //, target: StaticString, gelu: Bool
     ](
         output: OutputTensor[dtype=dtype, rank=rank, ...],
         x: InputTensor[dtype=dtype, rank=rank, ...],
-        weight: InputTensor[dtype=weight_type, rank=3, ...],
+        weight: InputTensor[dtype=weight_type, rank=weight_rank, ...],
         bias: InputTensor[dtype=dtype, rank=1, ...],
         residual: InputTensor[dtype=dtype, rank=rank, ...],
         ctx: DeviceContext,
@@ -49,29 +54,55 @@ struct LinearResidual:
 
 
 def _linear[
-    dtype: DType, weight_type: DType, rank: Int, //, target: StaticString, gelu: Bool, add_residual: Bool
+    dtype: DType,
+    weight_type: DType,
+    rank: Int,
+    weight_rank: Int,
+    //,
+    target: StaticString,
+    gelu: Bool,
+    add_residual: Bool,
 ](
     output: OutputTensor[dtype=dtype, rank=rank, ...],
     x: InputTensor[dtype=dtype, rank=rank, ...],
-    weight: InputTensor[dtype=weight_type, rank=3, ...],
+    weight: InputTensor[dtype=weight_type, rank=weight_rank, ...],
     bias: InputTensor[dtype=dtype, rank=1, ...],
     residual: InputTensor[dtype=dtype, rank=rank, ...],
     ctx: DeviceContext,
 ) raises:
-    comptime assert target == "cpu", "linear has a CPU body only, so far"
     var depth = x.dim_size(rank - 1)
     var columns = bias.dim_size(0)
     require(depth > 0 and columns > 0, "linear", "K and N must be positive")
-    require_packed(weight, columns, depth, "linear")
     require_size(output.dim_size(rank - 1), columns, "linear", "N of the output")
     require_size(output.size() * depth, x.size() * columns, "linear", "M * K * N of the output")
     require_contiguous(x, "linear", "x")
-    multiply(
-        data(x),
-        depth,
-        data(weight),
-        x.size() // depth,
-        columns,
-        depth,
-        BiasEpilogue[dtype, gelu, add_residual](data(output), data(bias), data(residual), columns),
-    )
+    comptime if target == "cpu":
+        require_packed(weight, columns, depth, "linear")
+        multiply(
+            data(x),
+            depth,
+            data(weight),
+            x.size() // depth,
+            columns,
+            depth,
+            BiasEpilogue[dtype, gelu, add_residual](data(output), data(bias), data(residual), columns),
+        )
+    else:
+        comptime assert weight_type == dtype, "on GPUs weights have the dtype of x"
+        require_chunks[dtype](depth, "linear", "K of x")
+        require_matrix(weight, columns, depth, "linear")
+        require_countable(x.size() + TILE_M * depth, "linear", "(M + 128) * K")
+        require_aligned(data(x), "linear", "x")
+        require_aligned(data(bias), "linear", "bias")
+        require_aligned(data(residual), "linear", "residual")
+        linear[gelu, add_residual](
+            data(output),
+            data(x),
+            rebind[Data[dtype]](data(weight)),
+            data(bias),
+            data(residual),
+            x.size() // depth,
+            columns,
+            depth,
+            ctx,
+        )

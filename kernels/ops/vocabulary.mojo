@@ -6,7 +6,7 @@ from max.gpu.host import DeviceContext
 
 from ..data import data, require, require_between, require_contiguous, require_size
 from ..greedy.cpu import greedy, logits, token_probability
-from .packed import require_packed
+from .weights import require_packed
 
 
 @extensibility.register("whisper_greedy")
