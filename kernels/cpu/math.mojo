@@ -12,8 +12,9 @@ Muller et al., "Handbook of Floating-Point Arithmetic", chapter 10 (range reduct
 """
 
 from std.collections import Array
-from std.math import copysign
+from std.math import copysign, recip
 from std.memory import bitcast
+from std.sys import is_gpu
 
 comptime LOG2_E = Float32(1.4426950408889634)
 """The binary logarithm of e: exp(x) = exp2(LOG2_E * x)."""
@@ -97,5 +98,9 @@ def erf[width: SIMDLength, //](x: SIMD[DType.float32, width]) -> SIMD[DType.floa
         x: Anything but NaN.
     """
     var t = min(x * x, 16)  # beyond 3.95, where 1 - erf(x) is less than a rounding, the ratio is not used
-    var inside = x * _horner[_ERF_P](t) / _horner[_ERF_Q](t)
+    var inside = x * _horner[_ERF_P](t)
+    comptime if is_gpu():
+        inside *= recip(_horner[_ERF_Q](t))  # one instruction within 1e-7; the division would be a dozen
+    else:
+        inside /= _horner[_ERF_Q](t)
     return abs(x).lt(3.95).select(inside, copysign(SIMD[DType.float32, width](1), x))

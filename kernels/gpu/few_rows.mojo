@@ -2,27 +2,29 @@
 
 Shapes: x (M <= 16, K), W (N, K) row-major, b (N), y and r (M, N).
 
-A block makes 16 columns of y. Its warps share k: each takes every fourth slice, so W is read once, x once a block, both 16
+A block makes 32 columns of y. Its warps share k: each takes every fourth slice, so W is read once, x once a block, both 16
 bytes a lane, and the partial sums meet in shared memory at the end.
 
         W   warp 0  warp 1  warp 2  warp 3  warp 0 ...           With all 32 lanes of a warp on the same slice of k, no two
        .-  +-------+-------+-------+-------+-------              blocks read the same W, and no warp reads x that another
-    16 |   |       |       |       |       |                     of its block has read.
+    32 |   |       |       |       |       |                     of its block has read.
        '-  +-------+-------+-------+-------+-------
 
 | body         | for                                   | a slice, by a warp                                                     |
 | ------------ | ------------------------------------- | ---------------------------------------------------------------------- |
-| TensorCores  | NVIDIA, sm_80; float16, bfloat16      | 32 k: 2 mma with W as the left operand, 16 columns by 8 rows of x      |
-| MultiplyAdds | any GPU, any dtype                    | 8 chunks of k: 8 lanes, each 2 or 4 of the columns, for every row of x |
+| TensorCores  | NVIDIA, sm_80; float16, bfloat16      | 32 k: 2 x 2 mma with W on the left, 16 columns by 8 rows of x each     |
+| MultiplyAdds | any GPU, any dtype                    | 8 chunks of k, 16 columns twice: 8 lanes for k, 2 or 4 columns a lane  |
 
 The tensor cores are not here for speed but because they spread x: a lane that holds 16 bytes of W multiplies with all
 rows of x without holding them. The order of k within a slice does not matter to a sum, so lanes load 16 consecutive
 bytes where the instruction would have them hold pairs 16 bytes apart; both operands are permuted alike.
 
-Cost: 2*M*N*K operations (M rounded up to 8 on tensor cores); (N*K + M*K * N/16 + N + M*N [+ M*N]) elements, of which the
-rereads of x come from the level-2 cache. In requested bytes that is 1 + M/16 times W: 1.06 for one row.
+Cost: 2*M*N*K operations (M rounded up to 8 on tensor cores); (N*K + M*K * N/32 + N + M*N [+ M*N]) elements, of which the
+rereads of x come from the level-2 cache. In requested bytes that is 1 + M/32 times W: 1.03 for one row, 1.16 for five. More
+columns a block would read x less often and leave multiprocessors idle: 384 columns make 12 blocks as it is.
 
-Occupancy: latency is hidden by loads in flight, 8 chunks of W a lane; at most 128 registers a thread, 5 KB of shared memory.
+Occupancy: latency is hidden by loads in flight, 8 chunks of W a lane (4 KB a warp), not by many warps; at most 96 registers a
+thread on tensor cores (5 blocks of 4 warps on all of sm_80 to sm_90), 168 otherwise (3 blocks), 9 KB of shared memory.
 """
 
 from max.gpu import WARP_SIZE, barrier, block_idx, lane_id, thread_idx, warp_id
@@ -35,18 +37,17 @@ from std.sys import is_nvidia_gpu
 from ..data import Data
 from .epilogue import Epilogue
 from .memory import Shared, chunk, load_chunk, shared_memory
-from .tensor_core import multiply_add
+from .tensor_core import MMA_M, multiply_add
 from .tile import THREADS
 
 comptime MAX_ROWS = 16
 """Largest M."""
 
-comptime COLUMNS = 16
+comptime COLUMNS = 32
 """Columns of y that a block makes."""
 
 comptime _WARPS = THREADS // WARP_SIZE
-comptime _PITCH = 20  # floats from row to row of partial sums: neither 4 lanes that store nor 8 that load 16 bytes collide
-comptime _IN_FLIGHT = 4  # slices whose loads are started before the first is used
+comptime _PITCH = COLUMNS + 4  # floats from row to row of partial sums: no two lanes that store or load at once collide
 
 
 @fieldwise_init
@@ -72,6 +73,10 @@ trait PartialSums(Deinitable):
     comptime dtype: DType
     comptime SLICE: Int
     """Elements of k that a warp takes at a time."""
+    comptime IN_FLIGHT: Int
+    """Slices whose loads are started before the first is used."""
+    comptime COLUMNS: Int
+    """Columns that it takes at once, of those of the block."""
 
     def __init__(out self):
         """All sums zero."""
@@ -83,7 +88,7 @@ trait PartialSums(Deinitable):
         Args:
             x: All rows.
             weight: All columns.
-            column: First column of the block.
+            column: First of the columns.
             k: Start of the first slice; the next start _WARPS slices apart.
         """
         ...
@@ -92,47 +97,55 @@ trait PartialSums(Deinitable):
         """Writes the sums of the warp.
 
         Args:
-            sums: (MAX_ROWS, _PITCH): row of x, column of the block.
+            sums: (MAX_ROWS, _PITCH): row of x, column.
             rows: How many rows x has.
         """
         ...
 
 
 struct TensorCores[type: DType](PartialSums):
-    """Tensor cores of NVIDIA GPUs: D (16 columns, 8 rows of x) = W @ x^T, twice for more than 8 rows."""
+    """Tensor cores of NVIDIA GPUs: D (16 columns, 8 rows of x) = W @ x^T, for two groups of columns and two of rows."""
 
     comptime dtype = Self.type
     comptime SLICE = 32
+    comptime IN_FLIGHT = 2
+    comptime COLUMNS = COLUMNS
+    comptime GROUPS = Self.COLUMNS // MMA_M
     comptime Chunk = SIMD[Self.type, chunk[Self.type]()]
 
-    var low: SIMD[DType.float32, 4]
-    var high: SIMD[DType.float32, 4]
+    var low: Array[SIMD[DType.float32, 4], Self.GROUPS]
+    """For rows 0 to 7 of x."""
+    var high: Array[SIMD[DType.float32, 4], Self.GROUPS]
+    """For rows 8 to 15."""
 
     @always_inline
     def __init__(out self):
-        self.low = 0
-        self.high = 0
+        self.low = Array[SIMD[DType.float32, 4], Self.GROUPS](fill=0)
+        self.high = Array[SIMD[DType.float32, 4], Self.GROUPS](fill=0)
 
     @always_inline
     def add(mut self, x: Operand[Self.dtype], weight: Operand[Self.dtype], column: Int32, k: Int32):
+        comptime DISTANCE = Int32(_WARPS * Self.SLICE)
         var g = Int32(lane_id()) // 4
         var first = k + Int32(lane_id()) % 4 * 8
-        var w_low = Array[Self.Chunk, _IN_FLIGHT](fill=0)
-        var w_high = Array[Self.Chunk, _IN_FLIGHT](fill=0)
-        var x_low = Array[Self.Chunk, _IN_FLIGHT](fill=0)
-        comptime for i in range(_IN_FLIGHT):
-            var at = first + Int32(i * _WARPS * Self.SLICE)
-            w_low[i] = weight.load(column + g, at)
-            w_high[i] = weight.load(column + g + 8, at)
-            x_low[i] = x.load(g, at)
-        comptime for i in range(_IN_FLIGHT):
-            if k + Int32(i * _WARPS * Self.SLICE) < x.depth:
-                Self._multiply(self.low, w_low[i], w_high[i], x_low[i])
+        var w = Array[Self.Chunk, Self.IN_FLIGHT * Self.GROUPS * 2](fill=0)
+        var x_low = Array[Self.Chunk, Self.IN_FLIGHT](fill=0)
+        comptime for i in range(Self.IN_FLIGHT):
+            x_low[i] = x.load(g, first + Int32(i) * DISTANCE)
+            comptime for half in range(Self.GROUPS * 2):
+                w[i * Self.GROUPS * 2 + half] = weight.load(column + g + Int32(half * 8), first + Int32(i) * DISTANCE)
+        comptime for i in range(Self.IN_FLIGHT):
+            if k + Int32(i) * DISTANCE < x.depth:
+                comptime for group in range(Self.GROUPS):
+                    comptime at = (i * Self.GROUPS + group) * 2
+                    Self._multiply(self.low[group], w[at], w[at + 1], x_low[i])
         if x.rows > 8:
-            comptime for i in range(_IN_FLIGHT):
-                if k + Int32(i * _WARPS * Self.SLICE) < x.depth:
-                    var x_high = x.load(g + 8, first + Int32(i * _WARPS * Self.SLICE))
-                    Self._multiply(self.high, w_low[i], w_high[i], x_high)
+            comptime for i in range(Self.IN_FLIGHT):
+                if k + Int32(i) * DISTANCE < x.depth:
+                    var x_high = x.load(g + 8, first + Int32(i) * DISTANCE)
+                    comptime for group in range(Self.GROUPS):
+                        comptime at = (i * Self.GROUPS + group) * 2
+                        Self._multiply(self.high[group], w[at], w[at + 1], x_high)
 
     @staticmethod
     @always_inline
@@ -151,10 +164,11 @@ struct TensorCores[type: DType](PartialSums):
     def write(mut self, sums: Shared[DType.float32], rows: Int32):
         var column = Int(lane_id()) // 4
         var row = Int(lane_id()) % 4 * 2
-        comptime for i in range(4):
-            var at = (row + i % 2) * _PITCH + column + i // 2 * 8
-            sums.unsafe_store(at, self.low[i])
-            sums.unsafe_store(at + 8 * _PITCH, self.high[i])
+        comptime for group in range(Self.GROUPS):
+            comptime for i in range(4):
+                var at = (row + i % 2) * _PITCH + column + group * MMA_M + i // 2 * 8
+                sums.unsafe_store(at, self.low[group][i])
+                sums.unsafe_store(at + 8 * _PITCH, self.high[group][i])
 
 
 struct MultiplyAdds[type: DType](PartialSums):
@@ -162,8 +176,10 @@ struct MultiplyAdds[type: DType](PartialSums):
 
     comptime dtype = Self.type
     comptime SLICE = 8 * chunk[Self.type]()
+    comptime IN_FLIGHT = 4
+    comptime COLUMNS = 16
     comptime LANES = WARP_SIZE // 8
-    comptime OWN = COLUMNS // Self.LANES
+    comptime OWN = Self.COLUMNS // Self.LANES
 
     var sums: Array[SIMD[DType.float32, Self.OWN], MAX_ROWS]
 
@@ -176,8 +192,8 @@ struct MultiplyAdds[type: DType](PartialSums):
         comptime width = chunk[Self.dtype]()
         var first = k + Int32(lane_id()) % 8 * Int32(width)
         var own = column + Int32(lane_id()) // 8
-        comptime for i in range(_IN_FLIGHT):
-            var at = first + Int32(i * _WARPS * Self.SLICE)
+        comptime for slice in range(Self.IN_FLIGHT):
+            var at = first + Int32(slice * _WARPS * Self.SLICE)
             var w = Array[SIMD[DType.float32, width], Self.OWN](fill=0)
             comptime for j in range(Self.OWN):
                 w[j] = weight.load(own + Int32(j * Self.LANES), at).cast[DType.float32]()
@@ -204,24 +220,27 @@ struct MultiplyAdds[type: DType](PartialSums):
 def _few_rows[
     apply_gelu: Bool, add_residual: Bool, //, P: PartialSums
 ](x: Operand[P.dtype], weight: Operand[P.dtype], epilogue: Epilogue[P.dtype, apply_gelu, add_residual]):
-    comptime PASS = Int32(_IN_FLIGHT * _WARPS * P.SLICE)
+    comptime PASS = Int32(P.IN_FLIGHT * _WARPS * P.SLICE)
     comptime width = chunk[P.dtype]()
     var sums = shared_memory[DType.float32, _WARPS * MAX_ROWS * _PITCH]()
-    var column = Int32(block_idx.x) * Int32(COLUMNS)
-    var partial = P()
-    var k = Int32(warp_id()) * Int32(P.SLICE)
-    while k < x.depth:
-        partial.add(x, weight, column, k)
-        k += PASS
-    partial.write(sums.unsafe_offset(Int(warp_id()) * MAX_ROWS * _PITCH), x.rows)
-    barrier()
     var row = Int(thread_idx.x) % MAX_ROWS
     var part = Int(thread_idx.x) // MAX_ROWS * width
-    if part < COLUMNS and Int32(row) < x.rows:
-        var y = SIMD[DType.float32, width](0)
-        comptime for i in range(_WARPS):
-            y += sums.unsafe_load[width=width, alignment=16]((i * MAX_ROWS + row) * _PITCH + part)
-        epilogue.store(Int32(row), column + Int32(part), y, epilogue.load_bias(column + Int32(part)))
+    for group in range(COLUMNS // P.COLUMNS):
+        var column = Int32(block_idx.x) * Int32(COLUMNS) + Int32(group * P.COLUMNS)
+        var partial = P()
+        var k = Int32(warp_id()) * Int32(P.SLICE)
+        while k < x.depth:
+            partial.add(x, weight, column, k)
+            k += PASS
+        partial.write(sums.unsafe_offset(Int(warp_id()) * MAX_ROWS * _PITCH), x.rows)
+        barrier()
+        if part < P.COLUMNS and Int32(row) < x.rows:
+            var y = SIMD[DType.float32, width](0)
+            comptime for i in range(_WARPS):
+                y += sums.unsafe_load[width=width, alignment=16]((i * MAX_ROWS + row) * _PITCH + part)
+            epilogue.store(Int32(row), column + Int32(part), y, epilogue.load_bias(column + Int32(part)))
+        comptime if P.COLUMNS < COLUMNS:
+            barrier()  # the sums have been read: the next group's may be written
 
 
 def few_rows_kernel[
@@ -236,7 +255,7 @@ def few_rows_kernel[
     columns: Int32,
     depth: Int32,
 ):
-    """A block's 16 columns; the arguments are those of `multiply_few_rows`."""
+    """A block's columns; the arguments are those of `multiply_few_rows`."""
     var a = Operand[dtype](x, rows, depth)
     var b = Operand[dtype](weight, columns, depth)
     var epilogue = Epilogue[dtype, apply_gelu, add_residual](output, bias, residual, rows, columns)

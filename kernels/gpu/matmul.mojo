@@ -18,8 +18,8 @@ and the other's copies, awaited before it, are visible.
 Cost: 2*M*N*K operations (M rounded up to 128, N to 64, K to the step). Bytes: A is read N/64 times, W M/128 times, y written
 and r read once; all rereads are a tile apart and come from the level-2 cache.
 
-Occupancy: 48 KB of shared memory a block and at most 168 registers a thread: 3 blocks on sm_80, 2 on sm_86 and sm_89, 4 on
-sm_90 (with at most 128 registers) or 3.
+Occupancy: 48 KB of shared memory a block; at most 128 registers a thread on tensor cores, 168 without: 3 blocks of 4 warps on
+sm_80, 2 on sm_86 and sm_89 (100 KB of shared memory), 4 on sm_90 (3 without tensor cores).
 
 NVIDIA, "CUTLASS: Efficient GEMM" (tiles in shared memory and registers, software pipelining).
 """
@@ -63,7 +63,7 @@ struct Rows[dtype: DType](TrivialRegisterPassable):
         """
         var at = row * self.stride - self.origin + k
         var valid = k < self.depth and UInt32(at) < UInt32(self.size)
-        copy_chunk(self.start.unsafe_offset(Int(at) if valid else 0), target, valid)
+        copy_chunk(self.start.unsafe_offset(Int(at)), target, valid)
 
 
 @always_inline

@@ -81,7 +81,7 @@ def copy_chunk[dtype: DType](source: Data[dtype], target: Shared[dtype], valid: 
     """Starts to copy a chunk from global to shared memory.
 
     Args:
-        source: 16 aligned bytes, not read where invalid but a legal address all the same.
+        source: 16 aligned bytes; where invalid it may point anywhere, as it is not read.
         target: Where they go.
         valid: Whether to copy; otherwise the target becomes zero.
     """
