@@ -10,6 +10,7 @@ demo: .venv/installed-demo ## Transcribe a real recording that a package brings
 
 test: .venv/installed-test ## Run all tests
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m gpu
 
 bench: .venv/installed-test ## Time every kernel against MAX's built-in ops
 	$(BIN)/python -m pytest bench -q --benchmark-enable --benchmark-quiet --report docs/benchmarks.md

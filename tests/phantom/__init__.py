@@ -1,0 +1,1 @@
+"""The phantom GPU: executes compiled GPU kernels on machines that have none, and finds their faults. See README.md."""

@@ -1,0 +1,135 @@
+"""A launch: the checks that a driver makes, then all blocks, some at a time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from tests.phantom import scheduler
+from tests.phantom.counters import Counters
+from tests.phantom.errors import PhantomError, UnsupportedError
+from tests.phantom.machine import Machine
+from tests.phantom.memory import Memory
+from tests.phantom.opcodes import CONTROL, EXECUTE
+from tests.phantom.ptx import Kernel, parse
+
+MOST_THREADS = 1024
+MOST_SHARED = 163 * 1024
+"""Shared memory of a block on sm_80, dynamic included; without asking for more, 48 KiB."""
+
+THREADS_TOGETHER = 8192
+"""Threads that run in lockstep: enough to make NumPy's overhead small, few enough to stay in the cache."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run launches.
+
+    Attributes:
+        check_races: Look for races in shared memory.
+        count: Count what `Counters` has beside the kernel's name.
+        only_block: Run this block alone, to debug it.
+    """
+
+    check_races: bool = True
+    count: bool = True
+    only_block: int | None = None
+
+
+DEFAULT = Options()
+
+
+@cache
+def load_kernel(text: str, entry: str | None = None) -> Kernel:
+    """Parses a kernel, once.
+
+    Raises:
+        UnsupportedError: It has an instruction that the phantom GPU does not know.
+    """
+    kernel = parse(text, entry)
+    unknown = sorted({i.opcode for i in kernel.instructions} - EXECUTE.keys() - CONTROL)
+    if unknown:
+        raise UnsupportedError(f"{kernel.name}: instructions not supported: {', '.join(unknown)}")
+    return kernel
+
+
+def launch(
+    kernel: Kernel,
+    memory: Memory,
+    grid: tuple[int, int, int],
+    block: tuple[int, int, int],
+    arguments: Sequence[bytes],
+    dynamic_shared: int = 0,
+    options: Options = DEFAULT,
+) -> Counters:
+    """Runs a kernel.
+
+    Args:
+        kernel: From `load_kernel`.
+        memory: Global memory.
+        grid: Blocks in x, y, z.
+        block: Threads of a block in x, y, z.
+        arguments: The bytes of each parameter.
+        dynamic_shared: Bytes of dynamic shared memory.
+        options: See `Options`.
+
+    Returns:
+        What it did, counted.
+
+    Raises:
+        PhantomError: The launch is refused, or the kernel does something wrong.
+    """
+    _check_launch(kernel, grid, block, arguments, dynamic_shared)
+    parameters = bytearray(kernel.parameter_bytes())
+    for parameter, data in zip(kernel.parameters, arguments, strict=True):
+        parameters[parameter.offset : parameter.offset + parameter.size] = data
+    variables = {}
+    for variable in kernel.variables.values():
+        if variable.space == "global":
+            variables[variable.name] = memory.allocate(variable.size)
+            memory.write(variables[variable.name], variable.data)
+    counters = Counters(kernel.name, grid, block)
+    together = max(1, THREADS_TOGETHER // int(np.prod(block)))
+    blocks = np.arange(np.prod(grid)) if options.only_block is None else np.array([options.only_block])
+    try:
+        with np.errstate(all="ignore"):
+            for begin in range(0, len(blocks), together):
+                machine = Machine(
+                    kernel,
+                    memory,
+                    grid,
+                    block,
+                    blocks[begin : begin + together],
+                    bytes(parameters),
+                    dynamic_shared,
+                    variables,
+                    counters if options.count else None,
+                    options.check_races,
+                )
+                scheduler.run(machine)
+    finally:
+        for address in variables.values():
+            memory.free(address)
+    return counters
+
+
+def _check_launch(
+    kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], arguments: Sequence[bytes], dynamic_shared: int
+) -> None:
+    threads = int(np.prod(block))
+    if min(*grid, *block) < 1:
+        raise PhantomError(f"{kernel.name}: a launch of {grid} blocks of {block} threads: each must be at least 1")
+    if grid[1] > 65535 or grid[2] > 65535:
+        raise PhantomError(f"{kernel.name}: a grid of {grid}: at most 65535 blocks in y and z")
+    limit = kernel.max_threads or MOST_THREADS
+    if threads > min(limit, MOST_THREADS):
+        raise PhantomError(f"{kernel.name}: {threads} threads in a block, at most {min(limit, MOST_THREADS)}")
+    fixed = sum(v.size for v in kernel.variables.values() if v.space == "shared")
+    if fixed > 48 * 1024 or fixed + dynamic_shared > MOST_SHARED:
+        raise PhantomError(
+            f"{kernel.name}: {fixed} + {dynamic_shared} bytes of shared memory, at most 48 KiB + {MOST_SHARED} in all"
+        )
+    expected = [p.size for p in kernel.parameters]
+    if [len(a) for a in arguments] != expected:
+        raise PhantomError(f"{kernel.name}: arguments of {[len(a) for a in arguments]} bytes, expected {expected}")

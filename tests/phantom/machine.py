@@ -1,0 +1,302 @@
+"""The multiprocessor: runs some blocks of a launch in lockstep, as NumPy vectors with one element per thread.
+
+Threads of all these blocks that stand at the same instruction execute it together, under a mask. The scheduler always picks
+the lowest instruction that a running thread stands at: diverged threads wait for those behind them, which is where a
+compiler puts the joins. Barriers and warp-wide instructions hold threads until the ones they need have come.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+from tests.phantom.counters import Counters
+from tests.phantom.errors import PhantomError, UnsupportedError
+from tests.phantom.memory import BASE, Memory
+from tests.phantom.ptx import Instruction, Kernel
+from tests.phantom.shared_memory import SharedMemory
+from tests.phantom.types import TYPES, UNSIGNED
+
+WARP = 32
+MOST_STEPS = 20_000_000
+"""Stretches of straight code after which a launch is taken for endless."""
+
+
+class State(IntEnum):
+    """What a thread does."""
+
+    RUNNING, AT_BARRIER, AT_WARP, EXITED = range(4)
+
+
+class Machine:
+    """Some blocks of one launch.
+
+    Args:
+        kernel: What they run.
+        memory: Global memory.
+        grid: Blocks of the launch in x, y, z.
+        block: Threads of a block in x, y, z.
+        blocks: Numbers of the blocks that run here.
+        parameters: The parameter space.
+        dynamic_shared: Bytes of dynamic shared memory.
+        global_variables: Addresses of the module's global arrays.
+        counters: Receives the counts; None to save the time.
+        check_races: Whether to look for races in shared memory.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        memory: Memory,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        blocks: np.ndarray,
+        parameters: bytes,
+        dynamic_shared: int,
+        global_variables: dict[str, int],
+        counters: Counters | None,
+        check_races: bool,
+    ) -> None:
+        self.kernel, self.memory, self.counters = kernel, memory, counters
+        self.parameters = np.frombuffer(parameters + bytes(16), np.uint8)
+        self.global_variables = global_variables
+        self.threads_per_block = int(np.prod(block))
+        padded = -(-self.threads_per_block // WARP) * WARP
+        self.blocks, self.padded = len(blocks), padded
+        self.count = n = self.blocks * padded
+        self.all = np.arange(n)
+        self.lane, self.warp = self.all % WARP, self.all // WARP
+        self.thread = np.tile(np.arange(padded, dtype=np.uint32), self.blocks)
+        self.block_slot = self.all // padded
+        self.block_number = np.repeat(blocks.astype(np.uint32), padded)
+        self.special = self._special_registers(grid, block)
+        random = np.random.default_rng(1)  # registers and local memory start as garbage
+        self.registers: dict[str, np.ndarray] = {
+            name: (random.integers(0, 2, n).astype(bool) if dtype.kind == "b" else random.integers(0, 255, n).astype(dtype))
+            for name, dtype in kernel.registers.items()
+        }
+        self.local_size = max(kernel.space_bytes("local"), 8)
+        self.local = np.full(n * self.local_size, 0xA5, np.uint8)
+        self.local_written = np.zeros(n * self.local_size, bool)
+        self._set_up_shared(dynamic_shared, check_races)
+        self.pc = np.zeros(n, np.int32)
+        self.state = np.where(self.thread < self.threads_per_block, State.RUNNING, State.EXITED).astype(np.int8)
+        self.barrier_id = np.zeros(n, np.int32)
+        self.barrier_count = np.zeros(n, np.int32)
+        self.copies: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.copy_groups: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = []
+        self.mask: np.ndarray | None = None
+        self.current: Instruction = kernel.instructions[0]
+
+    def _special_registers(self, grid: tuple[int, ...], block: tuple[int, ...]) -> dict[str, np.ndarray]:
+        special = {"%laneid": self.lane.astype(np.uint32), "%warpid": self.thread // np.uint32(WARP)}
+        thread, number = self.thread, self.block_number
+        for axis, name in enumerate("xyz"):
+            threads, blocks = np.uint32(block[axis]), np.uint32(grid[axis])
+            special[f"%tid.{name}"], special[f"%ctaid.{name}"] = thread % threads, number % blocks
+            special[f"%ntid.{name}"] = np.full(self.count, threads)
+            special[f"%nctaid.{name}"] = np.full(self.count, blocks)
+            thread, number = thread // threads, number // blocks
+        return special
+
+    def _set_up_shared(self, dynamic: int, check_races: bool) -> None:
+        fixed = -(-self.kernel.space_bytes("shared") // 16) * 16
+        size = fixed + -(-dynamic // 16) * 16 + 16
+        allowed = np.zeros(size, bool)
+        for variable in self.kernel.variables.values():
+            if variable.space == "shared":
+                allowed[variable.offset : variable.offset + variable.size] = True
+        allowed[fixed : fixed + dynamic] = True
+        self.dynamic_offset = fixed
+        sizes = [4]
+        for instruction in self.kernel.instructions:
+            if instruction.opcode in ("ld", "st", "atom", "red") and "shared" in instruction.text:
+                sizes.append(TYPES[instruction.types()[-1]].itemsize)
+        self.shared = SharedMemory(self.blocks, size, allowed, self.warp, min(sizes), check_races, self._complain)
+
+    # --- operands ---------------------------------------------------------------------------------------------------
+
+    def value(self, operand: str, kind: str) -> np.ndarray:
+        """An operand as a vector of a PTX type: one element per thread, or one for all."""
+        dtype = TYPES[kind]
+        register = self.registers.get(operand)
+        if register is not None:
+            if register.dtype == bool or register.dtype == dtype:
+                return register
+            if register.dtype.itemsize == dtype.itemsize:
+                return register.view(dtype)
+            if register.dtype.itemsize > dtype.itemsize:
+                return register.astype(UNSIGNED[dtype.itemsize]).view(dtype)
+            raise self.fault(f"register {operand} is narrower than .{kind}")
+        if operand in self.special:
+            return self.special[operand].astype(dtype)
+        if operand.startswith(("0f", "0F")):
+            return (
+                np.frombuffer(bytes.fromhex(operand[2:])[::-1], np.float32)
+                .astype(np.float32)
+                .view(_same_size(dtype, 4))
+            )
+        if operand.startswith(("0d", "0D")):
+            return (
+                np.frombuffer(bytes.fromhex(operand[2:])[::-1], np.float64)
+                .astype(np.float64)
+                .view(_same_size(dtype, 8))
+            )
+        if operand.startswith("%clock") or operand == "%globaltimer":
+            return np.zeros(1, dtype)
+        number = self.symbol(operand)
+        if number is None:
+            try:
+                number = int(operand.rstrip("U"), 0)
+            except ValueError:
+                raise UnsupportedError(f"operand {operand} is not understood: {self.current.text}") from None
+        bits = number & ((1 << (8 * dtype.itemsize)) - 1)
+        return np.array([bits], np.uint64).astype(UNSIGNED[dtype.itemsize]).view(dtype)
+
+    def each(self, operand: str, kind: str) -> np.ndarray:
+        """`value` with an element for every thread."""
+        return np.broadcast_to(self.value(operand, kind), (self.count,))
+
+    def number(self, operand: str, kind: str) -> np.ndarray:
+        """A floating-point operand as numbers; bfloat16 comes as float32."""
+        value = self.value(operand, kind)
+        return (value.astype(np.uint32) << 16).view(np.float32) if kind == "bf16" else value
+
+    def predicate(self, operand: str) -> np.ndarray:
+        """A predicate register, the opposite of `!%p`, or a constant."""
+        if operand in self.registers:
+            return self.registers[operand]
+        if operand.startswith("!"):
+            return ~self.registers[operand[1:]]
+        return np.full(self.count, int(operand, 0) != 0)
+
+    def symbol(self, operand: str) -> int | None:
+        """The address of a variable, plus a constant; None if it is none."""
+        name, _, offset = operand.partition("+")
+        base: int | None = None
+        if name in self.kernel.variables:
+            variable = self.kernel.variables[name]
+            base = self.global_variables[name] if variable.space == "global" else variable.offset
+        elif name == self.kernel.dynamic_shared:
+            base = self.dynamic_offset
+        return None if base is None else base + int(offset or 0)
+
+    def set(self, register: str, value: np.ndarray) -> None:
+        """Sets a register of the threads that take part, by bits; integers are narrowed or extended."""
+        if register == "_":
+            return
+        target, value = self.registers[register], np.asarray(value)
+        if target.dtype == bool:
+            value = value.astype(bool)
+        elif value.dtype.itemsize == target.dtype.itemsize:
+            value = value.view(target.dtype)
+        elif value.dtype.kind == "i":
+            value = value.astype(f"i{target.dtype.itemsize}").view(target.dtype)
+        elif value.dtype.kind == "u" or value.dtype == bool:
+            value = value.astype(target.dtype)
+        else:
+            raise self.fault(f"a {value.dtype} does not fit register {register}")
+        if self.mask is None:
+            target[...] = value
+        else:
+            np.copyto(target, value, where=self.mask)
+
+    def active(self) -> np.ndarray:
+        """The threads that take part in the current instruction."""
+        return np.ones(self.count, bool) if self.mask is None else self.mask
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    def address(self, operand: str) -> np.ndarray:
+        """The address `[%r+8]` of every thread, in its space."""
+        base, _, offset = operand.strip("[]").strip().partition("+")
+        register = self.registers.get(base)
+        if register is not None:
+            wide = register.astype(np.int64) if register.dtype.itemsize == 4 else register.view(np.int64)
+            return wide + int(offset or 0)
+        number = self.symbol(base)
+        return np.full(self.count, (int(base, 0) if number is None else number) + int(offset or 0), np.int64)
+
+    def load(self, space: str, address: np.ndarray, size: int, threads: np.ndarray) -> np.ndarray:
+        """Reads `size` bytes for each of some threads: (threads, size) uint8."""
+        at = self._locate(space, address[threads], size, threads)
+        if space == "shared":
+            return self.shared.read(at, threads)
+        written, data = (
+            (self.memory.written, self.memory.bytes) if space == "global" else (self.local_written, self.local)
+        )
+        missing = ~written[at].all(axis=1)
+        if missing.any():
+            raise self.fault(f"read of {space} memory that nobody wrote", threads[missing], address)
+        if space == "global" and self.counters:
+            self.counters.count_global(address[threads], self.warp[threads], size, write=False)
+        return data[at]
+
+    def store(self, space: str, address: np.ndarray, threads: np.ndarray, data: np.ndarray) -> None:
+        """Writes one row of bytes for each of some threads."""
+        size = data.shape[1]
+        at = self._locate(space, address[threads], size, threads)
+        if space == "shared":
+            self.shared.write(at, threads, data)
+            return
+        if space == "global":
+            self.memory.bytes[at], self.memory.written[at] = data, True
+            if self.counters:
+                self.counters.count_global(address[threads], self.warp[threads], size, write=True)
+        else:
+            self.local[at], self.local_written[at] = data, True
+
+    def _locate(self, space: str, address: np.ndarray, size: int, threads: np.ndarray) -> np.ndarray:
+        """Byte indices in the space's array, one row per thread, after the checks."""
+        if space == "global":
+            offset, limit, allowed = address - BASE, self.memory.size, self.memory.allowed
+            shift: np.ndarray | int = 0
+        elif space == "shared":
+            offset, limit, allowed = address, self.shared.size, self.shared.allowed
+            shift = self.block_slot[threads] * self.shared.size
+            if self.counters:
+                self.counters.count_shared(address, self.warp[threads], self.lane[threads], size)
+        elif space == "local":
+            offset, limit, allowed = address, self.local_size, None
+            shift = threads * self.local_size
+        else:
+            raise UnsupportedError(f"space .{space} is not supported: {self.current.text}")
+        outside = (offset < 0) | (offset + size > limit)
+        if allowed is not None:
+            inside = np.where(outside, 0, offset)
+            outside |= ~(allowed[inside] & allowed[inside + size - 1])
+        if outside.any():
+            full = np.zeros(self.count, np.int64)
+            full[threads] = address
+            raise self.fault(f"out-of-bounds access of {size} bytes of {space} memory", threads[outside], full)
+        if (address % size).any():
+            raise self.fault(f"misaligned access of {size} bytes of {space} memory", threads[address % size != 0])
+        return (offset + shift)[:, None] + np.arange(size)
+
+    # --- errors -----------------------------------------------------------------------------------------------------
+
+    def fault(self, what: str, threads: np.ndarray | None = None, address: np.ndarray | None = None) -> PhantomError:
+        """The error of the current instruction, with the first thread at fault."""
+        where = ""
+        if threads is not None and len(threads):
+            t = int(threads[0])
+            block = ",".join(str(int(self.special[f"%ctaid.{axis}"][t])) for axis in "xyz")
+            thread = int(self.thread[t])
+            where = f"; block {block} thread {thread} (warp {thread // WARP} lane {thread % WARP})"
+            where += f" and {len(threads) - 1} more" if len(threads) > 1 else ""
+            if address is not None and self.memory.contains(int(address[t])):
+                where += f"; {self.memory.describe(int(address[t]))}"
+            elif address is not None:
+                where += f"; address {int(address[t]):#x}"
+        source = f" ({self.current.source})" if self.current.source else ""
+        return PhantomError(
+            f"{self.kernel.name}: {what}{where}; PTX line {self.current.line}: {self.current.text}{source}"
+        )
+
+    def _complain(self, what: str, threads: np.ndarray | None) -> None:
+        raise self.fault(what, threads)
+
+
+def _same_size(dtype: np.dtype, size: int) -> np.dtype:
+    return dtype if dtype.itemsize == size else UNSIGNED[size]

@@ -1,0 +1,33 @@
+"""One table of opcodes: first part of the opcode -> function of the machine and the instruction."""
+
+from collections.abc import Callable
+
+from tests.phantom.machine import Machine
+from tests.phantom.opcodes import arithmetic, bits, movement, tensor_core, warp
+from tests.phantom.ptx import Instruction
+
+Execute = Callable[[Machine, Instruction], None]
+
+WARP_WIDE = frozenset({"shfl", "vote", "match", "redux", "bar", "barrier", "ldmatrix", "stmatrix", "mma"})
+"""Opcodes that all lanes of a warp execute together (with `.sync`)."""
+
+MEMBERS_LAST = frozenset({"shfl", "vote", "match", "redux", "bar", "barrier"})
+"""Those of them whose last operand says which lanes."""
+
+
+def _nothing(machine: Machine, instruction: Instruction) -> None:
+    """Memory order and hints: threads here run in lockstep and memory is one."""
+
+
+EXECUTE: dict[str, Execute] = {
+    **arithmetic.EXECUTE,
+    **bits.EXECUTE,
+    **movement.EXECUTE,
+    **warp.EXECUTE,
+    **tensor_core.EXECUTE,
+    **dict.fromkeys(("membar", "fence", "nanosleep", "prefetch", "griddepcontrol", "discard"), _nothing),
+}
+"""What each opcode does; branches, returns and barriers of blocks are the scheduler's."""
+
+CONTROL = frozenset({"bra", "ret", "exit"})
+"""Opcodes that the scheduler carries out itself."""

@@ -1,0 +1,184 @@
+"""Moving data: registers, loads and stores, asynchronous copies, atomics."""
+
+import numpy as np
+
+from tests.phantom.errors import UnsupportedError
+from tests.phantom.machine import Machine
+from tests.phantom.ptx import Instruction, vector
+from tests.phantom.types import TYPES, UNSIGNED
+
+_SPACES = ("global", "shared", "local", "param", "const")
+
+
+def _space(instruction: Instruction) -> str:
+    """The space an instruction names; `shared::cta` is shared, constants lie in global memory."""
+    for part in instruction.parts[1:]:
+        name = part.split("::")[0]
+        if name in _SPACES:
+            return "global" if name == "const" else name
+    return "global"
+
+
+def move(machine: Machine, instruction: Instruction) -> None:
+    """mov: a register, a constant, an address, or a vector packed into a wider register and back."""
+    kind = instruction.types()[-1]
+    target, source = instruction.operands
+    if kind == "pred":
+        machine.set(target, machine.predicate(source))
+    elif target.startswith("{"):
+        parts, value = vector(target), machine.value(source, kind)
+        width = value.dtype.itemsize // len(parts)
+        for i, part in enumerate(parts):
+            machine.set(part, (value >> np.array(8 * width * i, value.dtype)).astype(UNSIGNED[width]))
+    elif source.startswith("{"):
+        parts, dtype = vector(source), TYPES[kind]
+        width = dtype.itemsize // len(parts)
+        value = np.zeros(machine.count, dtype)
+        for i, part in enumerate(parts):
+            value = value | machine.value(part, f"b{8 * width}").astype(dtype) << np.array(8 * width * i, dtype)
+        machine.set(target, value)
+    else:
+        machine.set(target, machine.value(source, kind))
+
+
+def select(machine: Machine, instruction: Instruction) -> None:
+    """selp."""
+    kind = instruction.types()[-1]
+    target, yes, no, predicate = instruction.operands
+    machine.set(target, np.where(machine.predicate(predicate), machine.value(yes, kind), machine.value(no, kind)))
+
+
+def convert_address(machine: Machine, instruction: Instruction) -> None:
+    """cvta: spaces keep their own addresses here, so nothing changes."""
+    machine.set(instruction.operands[0], machine.value(instruction.operands[1], instruction.types()[-1]))
+
+
+def load(machine: Machine, instruction: Instruction) -> None:
+    """ld, of one register or a vector of them."""
+    space, kind, targets = _space(instruction), instruction.types()[-1], vector(instruction.operands[0])
+    dtype = TYPES[kind]
+    size = dtype.itemsize
+    if space == "param":
+        name, _, offset = instruction.operands[1].strip("[]").partition("+")
+        at = next(p.offset for p in machine.kernel.parameters if p.name == name) + int(offset or 0)
+        for i, target in enumerate(targets):
+            machine.set(target, machine.parameters[at + i * size : at + (i + 1) * size].copy().view(dtype))
+        return
+    threads = np.flatnonzero(machine.active())
+    if not len(threads):
+        return
+    data = machine.load(space, machine.address(instruction.operands[1]), size * len(targets), threads)
+    for i, target in enumerate(targets):
+        value = np.ascontiguousarray(data[:, i * size : (i + 1) * size]).view(dtype)[:, 0]
+        if len(threads) == machine.count:
+            machine.set(target, value)
+        else:
+            full = np.zeros(machine.count, dtype)
+            full[threads] = value
+            machine.set(target, full)
+
+
+def store(machine: Machine, instruction: Instruction) -> None:
+    """st, of one register or a vector of them."""
+    kind, threads = instruction.types()[-1], np.flatnonzero(machine.active())
+    if len(threads):
+        values = [machine.each(source, kind)[threads] for source in vector(instruction.operands[1])]
+        columns = [np.ascontiguousarray(value).view(np.uint8).reshape(len(threads), -1) for value in values]
+        machine.store(
+            _space(instruction), machine.address(instruction.operands[0]), threads, np.concatenate(columns, 1)
+        )
+
+
+def copy_asynchronously(machine: Machine, instruction: Instruction) -> None:
+    """cp.async: bytes of global memory on their way to shared memory, which holds nothing there until they are waited for.
+
+    The bytes are read at once, and land at the wait: a wait that is missing or comes too late is seen as a read of memory
+    that nobody wrote.
+    """
+    if instruction.has("commit_group", "wait_group", "wait_all"):
+        if instruction.has("commit_group", "wait_all"):
+            machine.copy_groups.append(machine.copies)
+            machine.copies = []
+        if not instruction.has("commit_group"):
+            pending = int(instruction.operands[0]) if instruction.operands else 0
+            while len(machine.copy_groups) > pending:
+                for address, threads, data in machine.copy_groups.pop(0):
+                    machine.store("shared", address, threads, data)
+        return
+    if not instruction.has("async") or instruction.has("bulk", "mbarrier"):
+        raise UnsupportedError(f"not supported: {instruction.text}")
+    threads = np.flatnonzero(machine.active())
+    if not len(threads):
+        return
+    operands = instruction.operands
+    size = int(operands[2])
+    read = machine.each(operands[3], "u32") if len(operands) > 3 else np.full(machine.count, size, np.uint32)
+    source, target = machine.address(operands[1]), machine.address(operands[0]).copy()
+    data = np.zeros((len(threads), size), np.uint8)  # what is not read is zero
+    for count in np.unique(read[threads]):
+        if count:
+            some = read[threads] == count
+            data[some, : int(count)] = _load_bytes(machine, source, int(count), threads[some])
+    machine.shared.forget(machine._locate("shared", target[threads], size, threads))
+    machine.copies.append((target, threads, data))
+
+
+def _load_bytes(machine: Machine, source: np.ndarray, count: int, threads: np.ndarray) -> np.ndarray:
+    """Reads `count` bytes each, which need not be a power of two."""
+    if count & (count - 1) == 0:
+        return machine.load("global", source, count, threads)
+    unit = count & -count
+    return np.concatenate([machine.load("global", source + at, unit, threads) for at in range(0, count, unit)], axis=1)
+
+
+_ATOMIC = {
+    "add": lambda old, new: old + new,
+    "max": lambda old, new: max(old, new),
+    "min": lambda old, new: min(old, new),
+    "and": lambda old, new: old & new,
+    "or": lambda old, new: old | new,
+    "xor": lambda old, new: old ^ new,
+    "exch": lambda old, new: new,
+    "inc": lambda old, new: 0 if old >= new else old + 1,
+}
+
+
+def atomic(machine: Machine, instruction: Instruction) -> None:
+    """atom and red: one thread after another, in the order of their numbers."""
+    kind, space = instruction.types()[-1], _space(instruction)
+    operands = instruction.operands if instruction.opcode == "red" else instruction.operands[1:]
+    threads = np.flatnonzero(machine.active())
+    if not len(threads):
+        return
+    dtype, address = TYPES[kind], machine.address(operands[0])
+    values = machine.each(operands[1], kind)
+    at = machine._locate(space, address[threads], dtype.itemsize, threads)
+    memory = machine.memory.bytes if space == "global" else machine.shared.bytes
+    written = machine.memory.written if space == "global" else machine.shared.written
+    if not written[at].all():
+        raise machine.fault(f"atomic on {space} memory that nobody wrote", threads[~written[at].all(axis=1)], address)
+    result = np.zeros(machine.count, dtype)
+    name = next((part for part in instruction.parts if part in _ATOMIC or part == "cas"), "")
+    for thread, place in zip(threads, at, strict=True):
+        old = memory[place].view(dtype)[0]
+        result[thread] = old
+        if name == "cas":
+            new = machine.each(operands[2], kind)[thread] if old == values[thread] else old
+        else:
+            new = _ATOMIC[name](old, values[thread])
+        memory[place] = np.array([new], dtype).view(np.uint8)
+    if instruction.opcode == "atom":
+        machine.set(instruction.operands[0], result)
+
+
+EXECUTE = {
+    "mov": move,
+    "selp": select,
+    "cvta": convert_address,
+    "ld": load,
+    "ldu": load,
+    "st": store,
+    "cp": copy_asynchronously,
+    "atom": atomic,
+    "red": atomic,
+}

@@ -1,0 +1,111 @@
+"""Shared memory of the blocks that run together, with the history that shows races.
+
+Between two barriers no byte may be written by one thread and read or written by another. For every byte it is remembered
+who wrote it last and who read it: a thread, several threads of a warp, or threads of several warps. A barrier of the
+block forgets; `bar.warp.sync` orders what the threads of one warp did before and after it.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+NOBODY, SEVERAL = -1, -2
+
+Complain = Callable[[str, np.ndarray | None], None]
+
+
+class SharedMemory:
+    """Shared memory of `blocks` blocks, `size` bytes each.
+
+    Args:
+        blocks: Blocks that run together.
+        size: Bytes of one block's memory, red zones included.
+        allowed: Which of them belong to an array.
+        warp_of: Warp of each thread.
+        unit: Bytes that are remembered together; a power of two that divides every access.
+        check_races: Whether to look for races.
+        complain: Raises an error, with the threads at fault.
+    """
+
+    def __init__(
+        self,
+        blocks: int,
+        size: int,
+        allowed: np.ndarray,
+        warp_of: np.ndarray,
+        unit: int,
+        check_races: bool,
+        complain: Complain,
+    ) -> None:
+        self.size, self.allowed, self._unit = size, allowed, unit
+        self.bytes = np.full(blocks * size, 0xA5, np.uint8)
+        self.written = np.zeros(blocks * size, bool)
+        self._warp_of, self._check, self._complain = warp_of, check_races, complain
+        self._epoch = np.zeros(warp_of.max() + 1, np.int32)
+        self._writer = np.full(blocks * size // unit, NOBODY, np.int32)
+        self._write_epoch = np.zeros(blocks * size // unit, np.int32)
+        self._reader = np.full(blocks * size // unit, NOBODY, np.int32)
+        self._reader_warp = np.full(blocks * size // unit, NOBODY, np.int32)
+        self._read_epoch = np.zeros(blocks * size // unit, np.int32)
+
+    def barrier(self, block: int) -> None:
+        """All threads of a block have met: what they did before is ordered before what comes."""
+        span = slice(block * self.size // self._unit, (block + 1) * self.size // self._unit)
+        self._writer[span] = self._reader[span] = self._reader_warp[span] = NOBODY
+
+    def warp_barrier(self, warps: np.ndarray) -> None:
+        """The threads of these warps have met."""
+        self._epoch[warps] += 1
+
+    def read(self, at: np.ndarray, threads: np.ndarray) -> np.ndarray:
+        """Reads bytes `at` (one row per thread) and remembers it."""
+        if not self.written[at].all():
+            self._complain("read of shared memory that nobody wrote", threads[~self.written[at].all(axis=1)])
+        if self._check:
+            units, warps = at[:, :: self._unit] // self._unit, self._warp_of[threads]
+            self._check_writers(units, threads, warps, "read")
+            self._remember(self._reader, units, np.broadcast_to(threads[:, None], units.shape))
+            self._remember(self._reader_warp, units, np.broadcast_to(warps[:, None], units.shape))
+            self._read_epoch[units] = self._epoch[warps][:, None]
+        return self.bytes[at]
+
+    def write(self, at: np.ndarray, threads: np.ndarray, data: np.ndarray) -> None:
+        """Writes bytes `at` (one row per thread) and remembers it."""
+        if self._check:
+            units, warps = at[:, :: self._unit] // self._unit, self._warp_of[threads]
+            self._check_writers(units, threads, warps, "write")
+            reader = self._reader[units]
+            ordered = (self._reader_warp[units] == warps[:, None]) & (
+                self._read_epoch[units] < self._epoch[warps][:, None]
+            )
+            race = (reader != NOBODY) & (reader != threads[:, None]) & ~ordered
+            if race.any():
+                message = "shared-memory race: write after another thread's read, no barrier between"
+                self._complain(message, threads[race.any(axis=1)])
+            self._writer[units] = threads[:, None]
+            if (self._writer[units] != threads[:, None]).any():
+                self._complain("shared-memory race: two threads write one byte at once", None)
+            self._write_epoch[units] = self._epoch[warps][:, None]
+        self.bytes[at] = data
+        self.written[at] = True
+
+    def forget(self, at: np.ndarray) -> None:
+        """The bytes are about to be overwritten by a copy in flight: until it has landed they hold nothing."""
+        self.written[at] = False
+
+    def _check_writers(self, units: np.ndarray, threads: np.ndarray, warps: np.ndarray, doing: str) -> None:
+        writer = self._writer[units]
+        same_warp = self._warp_of[np.maximum(writer, 0)] == warps[:, None]
+        ordered = same_warp & (self._write_epoch[units] < self._epoch[warps][:, None])
+        race = (writer != NOBODY) & (writer != threads[:, None]) & ~ordered
+        if race.any():
+            message = f"shared-memory race: {doing} after another thread's write, no barrier between"
+            self._complain(message, threads[race.any(axis=1)])
+
+    @staticmethod
+    def _remember(history: np.ndarray, at: np.ndarray, who: np.ndarray) -> None:
+        """Notes `who` at each byte: alone, or as one of several."""
+        before = history[at]
+        history[at] = who
+        shared = (history[at] != who) | ((before != NOBODY) & (before != who))
+        history[at[shared]] = SEVERAL

@@ -1,0 +1,143 @@
+"""Every kind of fault, planted: it must be found, and its neighbour without the fault must pass."""
+
+import numpy as np
+import pytest
+
+from tests.phantom.errors import PhantomError
+from tests.phantom.launch import MOST_SHARED, Options, launch, load_kernel
+from tests.phantom.programs import run
+
+ADDRESS = """
+    mul.wide.u32 %d19, %r31, 4;
+    add.s64 %d20, %d0, %d19;
+    mov.b32 %r30, tile;
+    shl.b32 %r29, %r31, 2;
+    add.s32 %r30, %r30, %r29;
+"""
+"""%d20: element of this thread in the first array; %r30: its word in shared memory."""
+
+ONES = np.ones(64, np.float32)
+
+FAULTS = {
+    "global read behind the end": ("ld.global.f32 %f1, [%d20+4];", "out-of-bounds access of 4 bytes of global memory"),
+    "global write behind the end": ("st.global.f32 [%d20+8], 0f00000000;", "out-of-bounds access of 4 bytes of global"),
+    "global read before the beginning": ("ld.global.f32 %f1, [%d20+-4];", "out-of-bounds access of 4 bytes of global"),
+    "misaligned": (
+        "setp.lt.u32 %p1, %r31, 62; @%p1 ld.global.v2.f32 {%f1, %f2}, [%d20];",
+        "misaligned access of 8 bytes of global memory",
+    ),
+    "shared behind its array": ("st.shared.f32 [%r30+1020], 0f00000000;", "out-of-bounds access of 4 bytes of shared"),
+    "shared memory that nobody wrote": ("ld.shared.f32 %f1, [%r30];", "read of shared memory that nobody wrote"),
+    "division by zero": ("mov.b32 %r1, 0; div.u32 %r2, %r31, %r1;", "integer division by zero"),
+    "write, then another's read": (
+        "st.shared.b32 [%r30], %r31; xor.b32 %r29, %r29, 128; mov.b32 %r28, tile; add.s32 %r28, %r28, %r29;"
+        "ld.shared.b32 %r1, [%r28];",
+        "shared-memory race: read after another thread's write",
+    ),
+    "read, then another's write": (
+        "st.shared.b32 [%r30], %r31; bar.sync 0; ld.shared.b32 %r1, [%r30]; xor.b32 %r29, %r29, 128;"
+        "mov.b32 %r28, tile; add.s32 %r28, %r28, %r29; st.shared.b32 [%r28], %r31;",
+        "shared-memory race: write after another thread's read",
+    ),
+    "two writers of one word": ("st.shared.b32 [tile], %r31;", "two threads write one byte at once"),
+    "barrier that half the block reaches": (
+        "setp.lt.u32 %p1, %r31, 32; @%p1 bra L1; bar.sync 0; bra L2; L1:\n bar.sync 1; L2:\n bar.sync 0;",
+        "deadlock",
+    ),
+    "shuffle without all lanes": (
+        "setp.lt.u32 %p1, %r31, 16; @%p1 bra L1; bar.sync 0; bra L2; L1:\n"
+        "shfl.sync.bfly.b32 %r1, %r31, 1, 31, 0xFFFFFFFF; bar.sync 0; L2:\n",
+        "deadlock",
+    ),
+    "shuffle from a lane outside": (
+        "setp.lt.u32 %p1, %r31, 16; @%p1 shfl.sync.idx.b32 %r1, %r31, 20, 31, 0xFFFF;",
+        "shfl reads from an inactive lane",
+    ),
+    "asynchronous copy that is not waited for": (
+        "cp.async.ca.shared.global [%r30], [%d20], 4; cp.async.commit_group; ld.shared.f32 %f1, [%r30];",
+        "read of shared memory that nobody wrote",
+    ),
+    "asynchronous copy waited for one group too early": (
+        "cp.async.ca.shared.global [%r30], [%d20], 4; cp.async.commit_group; cp.async.commit_group;"
+        "cp.async.wait_group 2; ld.shared.f32 %f1, [%r30];",
+        "read of shared memory that nobody wrote",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted(memory, name):
+    body, message = FAULTS[name]
+    with pytest.raises(PhantomError, match=message) as caught:
+        run(memory, ADDRESS + body, [ONES], threads=64)
+    assert "\n" not in str(caught.value)
+    assert "PTX line" in str(caught.value)
+
+
+CLEAN = {
+    "global": "ld.global.f32 %f1, [%d20]; st.global.f32 [%d20], %f1;",
+    "shared with a barrier": "st.shared.b32 [%r30], %r31; bar.sync 0; xor.b32 %r29, %r29, 128; mov.b32 %r28, tile;"
+    "add.s32 %r28, %r28, %r29; ld.shared.b32 %r1, [%r28]; bar.sync 0; st.shared.b32 [%r28], %r1;",
+    "shared within a warp": "st.shared.b32 [%r30], %r31; bar.warp.sync 0xFFFFFFFF; xor.b32 %r29, %r29, 64;"
+    "mov.b32 %r28, tile; add.s32 %r28, %r28, %r29; ld.shared.b32 %r1, [%r28];",
+    "all read one word": "setp.eq.u32 %p1, %r31, 0; @%p1 st.shared.b32 [tile], 7; bar.sync 0; ld.shared.b32 %r1, [tile];",
+    "copy that is waited for": "cp.async.ca.shared.global [%r30], [%d20], 4; cp.async.commit_group;"
+    "cp.async.wait_group 0; ld.shared.f32 %f1, [%r30];",
+}
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_clean(memory, name):
+    run(memory, ADDRESS + CLEAN[name], [ONES], threads=64)
+
+
+def test_races_are_not_looked_for_on_request(memory):
+    body, _ = FAULTS["write, then another's read"]
+    run(memory, ADDRESS + "st.shared.b32 [%r30], %r31; bar.sync 0;" + body, [ONES], threads=64, options=Options(False))
+
+
+def test_the_place_is_named(memory):
+    body = "setp.eq.u32 %p1, %r31, 37; @%p1 st.global.f32 [%d20+256], 0f00000000;"
+    with pytest.raises(
+        PhantomError, match=r"thread 37 \(warp 1 lane 5\); byte 404 of a buffer of 256 bytes; PTX line 2\d: @%p1"
+    ):
+        run(memory, ADDRESS + body, [ONES], threads=64)
+
+
+def test_a_result_that_nobody_wrote(memory):
+    body = "setp.lt.u32 %p1, %r31, 60; @%p1 st.global.f32 [%d20], 0f00000000;"
+    with pytest.raises(PhantomError, match="copy to the host of 256 bytes, 16 of them never written"):
+        run(memory, ADDRESS + body, [], [ONES], threads=64)
+
+
+def test_an_endless_loop(memory, monkeypatch):
+    monkeypatch.setattr("tests.phantom.scheduler.MOST_STEPS", 100)
+    with pytest.raises(PhantomError, match="does not end"):
+        run(memory, "L1:\n bra L1;")
+
+
+@pytest.mark.parametrize(
+    ("launched", "message"),
+    [
+        ({"block": (1025, 1, 1)}, "1025 threads in a block, at most 1024"),
+        ({"grid": (0, 1, 1)}, "each must be at least 1"),
+        ({"grid": (1, 70000, 1)}, "at most 65535 blocks in y and z"),
+        ({"dynamic_shared": MOST_SHARED + 1}, "bytes of shared memory"),
+        ({"arguments": [b"1234"]}, r"arguments of \[4\] bytes, expected \[\]"),
+    ],
+)
+def test_launches_that_a_driver_refuses(memory, launched, message):
+    kernel = load_kernel(".version 8.0\n.target sm_80\n.visible .entry k()\n{\n ret;\n}")
+    arguments = {"grid": (1, 1, 1), "block": (32, 1, 1), "arguments": [], **launched}
+    with pytest.raises(PhantomError, match=message):
+        launch(kernel, memory, **arguments)
+
+
+def test_freed_memory(memory):
+    address = memory.allocate(64)
+    memory.write(address, np.zeros(64, np.uint8))
+    memory.free(address)
+    with pytest.raises(PhantomError, match="out of bounds"):
+        memory.read(address, 64)
+    with pytest.raises(PhantomError, match="no buffer begins there"):
+        memory.free(address)
