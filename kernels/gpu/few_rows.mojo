@@ -27,12 +27,13 @@ Occupancy: latency is hidden by loads in flight, 8 chunks of W a lane (4 KB a wa
 thread on tensor cores (5 blocks of 4 warps on all of sm_80 to sm_90), 168 otherwise (3 blocks), 9 KB of shared memory.
 """
 
-from max.gpu import WARP_SIZE, barrier, block_idx, lane_id, thread_idx, warp_id
+from max.gpu import MAX_THREADS_PER_BLOCK_METADATA, WARP_SIZE, barrier, block_idx, lane_id, thread_idx, warp_id
 from max.gpu.host import DeviceContext
 from max.gpu.primitives import warp
 from std.collections import Array
 from std.math import ceildiv
 from std.sys import is_nvidia_gpu
+from std.utils import StaticTuple
 
 from ..data import Data
 from .epilogue import Epilogue
@@ -243,6 +244,7 @@ def _few_rows[
             barrier()  # the sums have been read: the next group's may be written
 
 
+@__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
 def few_rows_kernel[
     dtype: DType, apply_gelu: Bool, add_residual: Bool
 ](

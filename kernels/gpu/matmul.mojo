@@ -18,16 +18,17 @@ and the other's copies, awaited before it, are visible.
 Cost: 2*M*N*K operations (M rounded up to 128, N to 64, K to the step). Bytes: A is read N/64 times, W M/128 times, y written
 and r read once; all rereads are a tile apart and come from the level-2 cache.
 
-Occupancy: 48 KB of shared memory a block; at most 128 registers a thread on tensor cores, 168 without: 3 blocks of 4 warps on
-sm_80, 2 on sm_86 and sm_89 (100 KB of shared memory), 4 on sm_90 (3 without tensor cores).
+Occupancy: shared memory decides, 48 KB a block: 3 blocks of 4 warps on sm_80, 2 on sm_86 and sm_89, 4 on sm_90. Registers fit:
+at most 168 a thread where 3 blocks shall, 128 on tensor cores of sm_90 (float32 there: 3 blocks).
 
 NVIDIA, "CUTLASS: Efficient GEMM" (tiles in shared memory and registers, software pipelining).
 """
 
-from max.gpu import barrier, block_idx, thread_idx
+from max.gpu import MAX_THREADS_PER_BLOCK_METADATA, barrier, block_idx, thread_idx
 from max.gpu.host import DeviceContext
 from std.math import ceildiv
 from std.sys import is_nvidia_gpu, size_of
+from std.utils import StaticTuple
 
 from ..data import Data
 from .epilogue import Epilogue
@@ -114,6 +115,7 @@ def _multiply[
     sums.store(epilogue, first_row, first_column)
 
 
+@__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
 def matmul_kernel[
     dtype: DType, apply_gelu: Bool, add_residual: Bool
 ](
