@@ -18,7 +18,7 @@ named after the algorithm; which body runs where is decided in its file here.
     whisper_logits              hidden (B, T, D), at (B), vocabulary                  -> (B, V)
 
 Batch is always the first dimension; M stands for the product of all leading dimensions. Weights, keys and values are laid
-out once (`max_whisper.packing`): on CPUs in panels of 16 columns, see `cpu/tile.mojo`.
+out once (`max_whisper.packing`): on CPUs in panels of 16 columns, see `cpu/tile.mojo`; on GPUs a weight is a plain (N, K) matrix.
 """
 
 from .attention import AttentionOp, CachedAttention, PackHeads, SelfAttention
