@@ -26,7 +26,7 @@ lint: .venv/installed-dev ## Check formatting, style and types
 format: .venv/installed-dev ## Format Python and Mojo
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
-	$(BIN)/mojo format -l 120 kernels
+	$(BIN)/mojo format -l 120 kernels bench
 
 clean: ## Remove the environment
 	rm -rf .venv .peers

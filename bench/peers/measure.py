@@ -7,11 +7,14 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 ROUNDS = {"encode": 7, "decode": 5, "short": 5, "long": 3, "start": 3}
 """What is measured, and how often: an encoder window, decoding, two recordings, and a whole process."""
+
+PAUSE = 0.3
+"""Seconds before every measurement: some runtimes' threads go on spinning for a while when their work is done."""
 
 FEW, MANY = 8, 200
 """Tokens decoded: the difference of both times is that of MANY - FEW steps, and of nothing that happens once."""
@@ -153,6 +156,7 @@ def measure(
             for turn in range(count):
                 for row, variant in pairs if turn % 2 else reversed(pairs):
                     print(f"\r{model}: {task} {turn + 1}/{count} {row.title:40}", end="", file=sys.stderr, flush=True)
+                    sleep(PAUSE)
                     if task == "start":
                         seconds, memory = start(variant, peers, model, recordings)
                         results.add(row, "memory", variant, memory)
