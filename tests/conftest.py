@@ -1,5 +1,7 @@
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from max_whisper.cache import cache_dir
@@ -23,3 +25,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def pytest_sessionfinish() -> None:
     models.stop_builds()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Fresh random data in every run; the seed is printed so that a failure can be repeated."""
+    seed = int(os.environ.get("MAX_WHISPER_SEED") or np.random.SeedSequence().generate_state(1)[0])
+    print(f"MAX_WHISPER_SEED={seed}")
+    return np.random.default_rng(seed)

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 
 from tests.phantom import install
@@ -9,8 +8,3 @@ from tests.phantom.memory import Memory
 def memory() -> Memory:
     """The process's phantom memory: there can be only one."""
     return install.installed.memory if install.installed else Memory(1 << 26)
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng()

@@ -73,7 +73,9 @@ class Machine:
         self.special = self._special_registers(grid, block)
         random = np.random.default_rng(1)  # registers and local memory start as garbage
         self.registers: dict[str, np.ndarray] = {
-            name: (random.integers(0, 2, n).astype(bool) if dtype.kind == "b" else random.integers(0, 255, n).astype(dtype))
+            name: (
+                random.integers(0, 2, n).astype(bool) if dtype.kind == "b" else random.integers(0, 255, n).astype(dtype)
+            )
             for name, dtype in kernel.registers.items()
         }
         self.local_size = max(kernel.space_bytes("local"), 8)

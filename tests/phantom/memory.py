@@ -50,9 +50,7 @@ class Memory:
         libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED_NOREPLACE
         if libc.mmap(BASE, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) != BASE:
-            raise PhantomError(
-                f"{size} bytes cannot be mapped at {BASE:#x}: has this process a second phantom GPU?"
-            )
+            raise PhantomError(f"{size} bytes cannot be mapped at {BASE:#x}: has this process a second phantom GPU?")
         self.size = size
         self.bytes = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(BASE))
         self.allowed = np.zeros(size, bool)

@@ -102,6 +102,10 @@ class Driver:
 
         return call
 
+    def modules(self) -> list[str]:
+        """The PTX of all modules that were loaded."""
+        return list(self._modules.values())
+
     # --- device and context -----------------------------------------------------------------------------------------
 
     def cuDriverGetVersion(self, version: int) -> None:
