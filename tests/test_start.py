@@ -61,3 +61,18 @@ def test_what_is_not_contiguous_is_refused() -> None:
         runtime.load(Path("no.mef"), {"weight": across})
     with pytest.raises(ValueError, match=r"an input of shape \(4, 2\) is not contiguous"):
         runtime.execute(None, across)  # type: ignore[arg-type]
+
+
+def test_bfloat16_weights_are_not_copied(tmp_path: Path) -> None:
+    import numpy as np
+
+    from max_whisper import runtime
+    from max_whisper.checkpoint.storage import MappedBytes
+
+    (tmp_path / "weights").write_bytes(np.arange(1000, dtype=np.uint16).tobytes())
+    mapped = MappedBytes(tmp_path / "weights").array(0, (10, 100), "uint16", "a weight")
+    assert not mapped.flags.writeable
+    weight = runtime._as_weight(mapped)
+    assert isinstance(weight, runtime.Buffer)
+    assert weight._data_ptr() == mapped.ctypes.data
+    assert not mapped.flags.writeable

@@ -56,7 +56,7 @@ def load(mef: Path, weights: Mapping[str, np.ndarray | Buffer]) -> dict[str, Mod
         if not _is_contiguous(array):
             raise ValueError(f"{name} is not contiguous: the kernels would read it wrong")
     core = _core_session()
-    registry = {name: as_buffer(array) if array.dtype == np.uint16 else array for name, array in weights.items()}
+    registry = {name: _as_weight(array) for name, array in weights.items()}
     models = {model.name: model for model in core._load_all(core._wrap_compiled(read(str(mef))), registry)}
     release_code(*MAX_LIBRARIES)
     return models
@@ -84,6 +84,18 @@ def as_buffer(value: np.ndarray | Buffer) -> Buffer:
         raise ValueError(f"an input of shape {value.shape} is not contiguous: the kernels would read it wrong")
     buffer = Buffer.from_dlpack(value)
     return buffer.view(DType.bfloat16) if value.dtype == np.uint16 else buffer
+
+
+def _as_weight(value: np.ndarray | Buffer) -> np.ndarray | Buffer:
+    """Makes what MAX reads where it lies: arrays if it knows their dtype, else buffers.
+
+    A buffer of a read-only array would be a copy. Weights are mapped for this process alone, and no kernel writes to them.
+    """
+    if isinstance(value, Buffer) or value.dtype != np.uint16:
+        return value
+    value = value.view()
+    value.flags.writeable = True
+    return as_buffer(value)
 
 
 def _is_contiguous(value: np.ndarray | Buffer) -> bool:

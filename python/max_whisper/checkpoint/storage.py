@@ -62,6 +62,7 @@ class MappedBytes:
         if len(shape) > 3 or 0 in shape:
             raise CheckpointError(f"{self.name}: {what} is {shape}, expected at most 3 dimensions and none of size 0")
         data = np.frombuffer(self.read(start, n_bytes(shape, dtype), what), _element(dtype)).reshape(shape)
+        data.flags.writeable = False
         return (data.astype(np.uint32) << 16).view(np.float32) if dtype == BFLOAT16 else data
 
 
@@ -77,9 +78,9 @@ def _element(dtype: str) -> np.dtype:
 
 def _map(path: Path) -> memoryview:
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file:  # mapped for this process alone: nothing that it wrote would reach the file
             if path.stat().st_size == 0:  # which cannot be mapped
                 return memoryview(b"")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
