@@ -19,17 +19,18 @@ class Weights:
         prefix: Put before every name.
 
     Attributes:
-        dtype: Element type of what flows between the layers.
+        dtype: Element type of what flows between the layers: float32 on a CPU, that of the weights on a GPU.
     """
 
     def __init__(self, recipes: dict[str, Recipe], device: DeviceRef, prefix: str = "") -> None:
         self.recipes, self.device, self.prefix = recipes, device, prefix
-        self.dtype = DType.float32
+        self.dtype = DType.float32 if device.is_cpu() else DType[next(iter(recipes.values())).dtype]
 
     def __getitem__(self, name: str) -> TensorValue:
         name = self.prefix + name
         recipe = self.recipes[name]
-        return Graph.current.add_weight(Weight(name, DType[recipe.dtype], recipe.shape, self.device)).tensor
+        weight = Weight(name, DType[recipe.dtype], recipe.shape, self.device)
+        return Graph.current.add_weight(weight, force_initial_weight_on_host=False).tensor
 
     def at(self, prefix: str) -> "Weights":
         """The weights whose names begin with `prefix` and a dot."""

@@ -3,6 +3,7 @@
 mel (B, n_mels, 3000) -> states (B, 1500, d)
 """
 
+from max.dtype import DType
 from max.graph import TensorType
 from max.graph import ops as max_ops
 
@@ -20,11 +21,11 @@ def encoder_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) 
         dims: The model's sizes.
         weights: The packed weights.
     """
-    mel_type = TensorType(weights.dtype, ["batch", dims.n_mels, 2 * dims.n_audio_ctx], device=weights.device)
+    mel_type = TensorType(DType.float32, ["batch", dims.n_mels, 2 * dims.n_audio_ctx], device=weights.device)
     with module.graph("encoder", [mel_type]) as graph:
         w = weights.at("encoder")
         mel = graph.inputs[0].tensor
-        x = max_ops.permute(mel, [0, 2, 1])
+        x = max_ops.cast(max_ops.permute(mel, [0, 2, 1]), weights.dtype)
         x = ops.conv1d(x, w["conv1.weight"], w["conv1.bias"], stride=1)
         x = ops.conv1d(x, w["conv2.weight"], w["conv2.bias"], w["positional_embedding"], stride=2)
         for layer in range(dims.n_audio_layer):

@@ -19,12 +19,12 @@ def compilations(monkeypatch, tmp_path) -> list[ModelDimensions]:
     """The compilations so far."""
     done: list[ModelDimensions] = []
 
-    def compile_to(dims: ModelDimensions, dtype: str, path: Path) -> None:
+    def compile_to(dims: ModelDimensions, device: str, dtype: str, path: Path) -> None:
         done.append(dims)
         path.write_text(f"{dims} {dtype}")
 
     monkeypatch.setenv("MAX_WHISPER_CACHE", str(tmp_path))
-    monkeypatch.setattr(compiled, "_compile", compile_to)
+    monkeypatch.setattr(compiled, "compile_graphs", compile_to)
     return done
 
 
@@ -89,11 +89,11 @@ def test_force(compilations):
 
 
 def test_a_failed_compilation_leaves_nothing(compilations, monkeypatch, tmp_path):
-    def fail(dims: ModelDimensions, dtype: str, path: Path) -> None:
+    def fail(dims: ModelDimensions, device: str, dtype: str, path: Path) -> None:
         path.write_text("half")
         raise RuntimeError
 
-    monkeypatch.setattr(compiled, "_compile", fail)
+    monkeypatch.setattr(compiled, "compile_graphs", fail)
     with pytest.raises(RuntimeError):
         compiled.build(TINY)
     assert list((tmp_path / "compiled").iterdir()) == []
@@ -106,13 +106,13 @@ def test_a_device_that_is_not_there_is_refused_first(compilations):
 
 
 def _build_together(cache: str, barrier) -> str:
-    def compile_to(dims: ModelDimensions, dtype: str, path: Path) -> None:
+    def compile_to(dims: ModelDimensions, device: str, dtype: str, path: Path) -> None:
         barrier.wait(30)
         path.write_text(f"{dims} {dtype}")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MAX_WHISPER_CACHE", cache)
-        patch.setattr(compiled, "_compile", compile_to)
+        patch.setattr(compiled, "compile_graphs", compile_to)
         return compiled.build(TINY).read_text()
 
 

@@ -64,15 +64,81 @@ def test_a_lesser_level_on_request(cpu, monkeypatch):
     ("device", "dtype", "message"),
     [
         ("tpu", "float32", "device 'tpu': expected cpu, gpu or auto"),
-        ("cpu", "int3", "dtype 'int3': expected float32, bfloat16, int8"),
+        ("cpu", "int3", "dtype 'int3': expected bfloat16, float16, float32, int8"),
+        ("cpu", "float16", "dtype 'float16' on device 'cpu': expected float32, bfloat16, int8"),
     ],
 )
 def test_refuses(device, dtype, message):
     with pytest.raises(DeviceError, match=message):
-        target.check_device(device, dtype)
+        target.choose(device, dtype)
 
 
-def test_no_gpu(monkeypatch):
-    monkeypatch.setattr("max.driver.accelerator_count", lambda: 0)
-    with pytest.raises(DeviceError, match="MAX finds no accelerator on this machine; use device 'cpu'"):
-        target.check_device("gpu", "float32")
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine with a GPU of some architecture, or one that MAX cannot open."""
+
+    def have(architecture: str | None, count: int = 1, fault: str = "") -> None:
+        def accelerator():
+            if fault:
+                raise ValueError(fault)
+
+        monkeypatch.setattr("max.driver.accelerator_count", lambda: count)
+        monkeypatch.setattr("max.driver.accelerator_architecture_name", lambda: architecture)
+        monkeypatch.setattr("max.driver.Accelerator", accelerator)
+        target.gpu_architecture.cache_clear()
+
+    yield have
+    target.gpu_architecture.cache_clear()
+
+
+def test_no_gpu(gpu, monkeypatch):
+    gpu(None, count=0)
+    monkeypatch.setattr(target, "_driver", lambda: None)
+    with pytest.raises(DeviceError, match=r"looked for the drivers of NVIDIA .* and AMD .* neither; use device 'cpu'"):
+        target.choose("gpu")
+    assert target.choose("auto") == ("cpu", "float32")
+
+
+def test_a_driver_without_a_gpu(gpu, monkeypatch):
+    gpu(None, count=0)
+    monkeypatch.setattr(target, "_driver", lambda: "NVIDIA driver 390.1")
+    with pytest.raises(DeviceError, match=r"NVIDIA driver 390\.1 is installed, but MAX .* finds no GPU through it"):
+        target.choose("gpu")
+
+
+def test_a_driver_too_old(gpu, monkeypatch):
+    gpu(None, fault="CUDA driver version is insufficient\nfor CUDA runtime version")
+    monkeypatch.setattr(target, "_driver", lambda: "NVIDIA driver 470.57")
+    with pytest.raises(DeviceError, match=r"MAX cannot open it \(CUDA driver version is insuf.*NVIDIA driver 470\.57"):
+        target.choose("gpu")
+    assert target.choose("auto") == ("cpu", "float32")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [("sm_75", "sm_75 is older than sm_80"), ("gfx906", "not written for gfx906; they are for sm_80, .*gfx1100")],
+)
+def test_a_gpu_that_the_kernels_are_not_for(gpu, architecture, message):
+    gpu(architecture)
+    with pytest.raises(DeviceError, match=message):
+        target.choose("gpu")
+    assert target.choose("auto") == ("cpu", "float32")
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_120", "gfx942", "gfx942:sramecc+:xnack-"])
+def test_a_gpu(gpu, architecture):
+    gpu(architecture)
+    assert target.choose("gpu") == target.choose("auto") == ("gpu", "float16")
+    assert target.choose("auto", "int8") == ("cpu", "int8")
+    assert target.gpu_architecture() == architecture.split(":")[0].removesuffix("a")
+    with pytest.raises(DeviceError, match="dtype 'int8' on device 'gpu': expected float16, bfloat16, float32"):
+        target.choose("gpu", "int8")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "message"),
+    [("sm_70", None, "target 'sm_70': expected one of sm_80"), ("sm_90", "int8", "dtype 'int8' on sm_90: expected")],
+)
+def test_a_target_that_the_kernels_are_not_for(architecture, dtype, message):
+    with pytest.raises(DeviceError, match=message):
+        target.choose_target(architecture, dtype)

@@ -21,7 +21,7 @@ from bench.peers.report import write_report
 from bench.peers.weights import write_models, write_samples
 from max_whisper.demo import recording
 from max_whisper.errors import DeviceError
-from max_whisper.target import check_device, cpu_features
+from max_whisper.target import choose, cpu_features
 from max_whisper.transcribe import transcribe
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -85,7 +85,7 @@ def main() -> None:
 
 def _is_there(dtype: str) -> bool:
     try:
-        check_device("cpu", dtype)
+        choose("cpu", dtype)
     except DeviceError:
         return False
     return True

@@ -83,6 +83,12 @@ def _parser() -> ArgumentParser:
         "The first transcription with a model does it otherwise; both keep what they compiled in the cache.",
     )
     _add_model_options(build_parser)
+    build_parser.add_argument(
+        "--target", help="GPU architecture to build for, here or not: sm_80, sm_89, sm_90, gfx942 ..."
+    )
+    build_parser.add_argument(
+        "--output", metavar="FOLDER", help="cache to build into, to be used elsewhere as its cache"
+    )
     build_parser.add_argument("--force", action="store_true", help="compile again what the cache already holds")
     command("info", info, "Print versions, devices, models and cache")
     return parser
@@ -93,7 +99,7 @@ def _add_model_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=["cpu", "gpu", "auto"], default="cpu", help="where to compute (%(default)s)"
     )
-    parser.add_argument("--dtype", default="float32", help="number format to compute in (%(default)s)")
+    parser.add_argument("--dtype", help="number format of the weights (float32 on a CPU, float16 on a GPU)")
 
 
 def _add_transcribe_options(parser: ArgumentParser) -> None:
@@ -182,7 +188,7 @@ def transcribe(options: Namespace) -> int:
     from max_whisper.checkpoint import load_checkpoint
     from max_whisper.options import check_batching, decoding_options, parse_clips
     from max_whisper.outputs import Outputs
-    from max_whisper.target import check_device
+    from max_whisper.target import choose
     from max_whisper.tokenizer import get_tokenizer
 
     settings: dict[str, Any] = {
@@ -194,7 +200,7 @@ def transcribe(options: Namespace) -> int:
     decoding_options(**settings)
     parse_clips(options.clip_timestamps)
     check_batching(options.batch_size, options.condition_on_previous_text)
-    check_device(options.device, options.dtype)
+    choose(options.device, options.dtype)
     outputs = Outputs(options.output_format, options.output_dir, options.files)
     checkpoint = load_checkpoint(options.model)
     get_tokenizer(checkpoint.vocabulary, language=options.language, task=options.task)  # refuses what it does not know
@@ -273,14 +279,21 @@ def _say_speed(file: str, language: str, length: float, took: float) -> None:
 
 def build(options: Namespace) -> int:
     """Compiles a model's graphs ahead of time."""
-    from max_whisper import compiled, packed
+    from max_whisper import compiled, packed, target
+    from max_whisper.cache import CACHE_VARIABLE
     from max_whisper.checkpoint import load_checkpoint
-    from max_whisper.target import check_device
 
-    check_device(options.device, options.dtype)
+    if options.target:
+        device, dtype = target.choose_target(options.target, options.dtype)
+    else:
+        device, dtype = target.choose(options.device, options.dtype)
+    if options.output:
+        os.environ[CACHE_VARIABLE] = options.output
     checkpoint = load_checkpoint(options.model)
-    packed.load(checkpoint, options.dtype, say)
-    graphs = compiled.build(checkpoint.dims, options.device, options.dtype, force=options.force, progress=say)
+    packed.load(checkpoint, dtype, say, device=device)
+    graphs = compiled.build(
+        checkpoint.dims, device, dtype, architecture=options.target, force=options.force, progress=say
+    )
     say(f"the graphs of {options.model} are in {graphs.parent}")
     return 0
 

@@ -1,9 +1,10 @@
 """Graphs compiled ahead of time: built once per machine and set of sizes, then loaded in milliseconds.
 
 An entry of the cache is a folder named after everything that its contents depend on: the version of MAX, the sources
-of kernels and graphs, the model's sizes, the dtype and the CPU target. It holds a MEF with all graphs
-and a manifest with its digest; what does not match the manifest is built anew, never trusted. An entry is built in a folder
-of its own and moved into place at the end, so that two processes that build at once do not meet.
+of kernels and graphs, the model's sizes, device and dtype, and the level of the CPU or the architecture of the GPU. It
+holds a MEF with all graphs and a manifest with its digest; what does not match the manifest is built anew, never trusted.
+An entry is built in a folder of its own and moved into place at the end, so that two processes that build at once do not
+meet.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from pathlib import Path
 from max_whisper import target
 from max_whisper.cache import cache_dir, writing
 from max_whisper.config import ModelDimensions
+from max_whisper.cross import compile_elsewhere
 
 GRAPHS = "graphs.mef"
 MANIFEST = "manifest.json"
@@ -34,8 +36,9 @@ def entries() -> list[Path]:
 def build(
     dims: ModelDimensions,
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: str | None = None,
     *,
+    architecture: str | None = None,
     force: bool = False,
     progress: Say | None = None,
 ) -> Path:
@@ -44,7 +47,8 @@ def build(
     Args:
         dims: The model's sizes.
         device: Where the graphs will run.
-        dtype: Element type of weights and activations.
+        dtype: Element type of the weights; None for the device's own.
+        architecture: A GPU architecture to build for, present or not, instead of what this machine has.
         force: Compile even what the cache has.
         progress: Is told, in words, what is being done.
 
@@ -52,8 +56,11 @@ def build(
         DeviceError: The device or dtype is not there.
         OutputError: The cache cannot be written to.
     """
-    target.check_device(device, dtype)
-    identity = _identity(dims, dtype)
+    if architecture is None:
+        device, dtype = target.choose(device, dtype)
+    else:
+        device, dtype = target.choose_target(architecture, dtype)
+    identity = _identity(dims, device, dtype, architecture)
     folder = cache_dir() / "compiled" / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
     if not force and _is_whole(folder, identity):
         return folder / GRAPHS
@@ -63,7 +70,10 @@ def build(
         building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
         try:
             say(f"compiling the graphs for {identity['target']}, once for this machine and model size ...")
-            _compile(dims, dtype, building / GRAPHS)
+            if architecture is None:
+                compile_graphs(dims, device, dtype, building / GRAPHS)
+            else:
+                compile_elsewhere(dims, dtype, architecture, building / GRAPHS)
             manifest = {"identity": identity, "sha256": _digest(building / GRAPHS)}
             (building / MANIFEST).write_text(json.dumps(manifest, indent=1))
             _move(building, folder, identity, force=force)
@@ -94,7 +104,7 @@ def _is_whole(folder: Path, identity: dict[str, object]) -> bool:
         return False
 
 
-def _identity(dims: ModelDimensions, dtype: str) -> dict[str, object]:
+def _identity(dims: ModelDimensions, device: str, dtype: str, architecture: str | None) -> dict[str, object]:
     from max.driver import __version__
 
     return {
@@ -102,7 +112,9 @@ def _identity(dims: ModelDimensions, dtype: str) -> dict[str, object]:
         "sources": _sources(),
         "dims": asdict(dims),
         "dtype": dtype,
-        "target": target.cpu_target(),
+        "device": device,
+        "target": architecture or (target.gpu_architecture() if device == "gpu" else target.cpu_target()),
+        **({"host": target.cpu_target("gpu")} if device == "gpu" else {}),
     }
 
 
@@ -122,13 +134,16 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _compile(dims: ModelDimensions, dtype: str, path: Path) -> None:
+def compile_graphs(dims: ModelDimensions, device: str, dtype: str, path: Path) -> None:
+    """Compiles all graphs of a model for this process's device and writes them to a MEF."""
     from max.graph import DeviceRef
 
-    from max_whisper import graphs, packed
+    from max_whisper import graphs, packed, runtime
     from max_whisper.graphs.blocks import Weights
     from max_whisper.graphs.module import GraphModule
 
+    runtime.use(device)
     module = GraphModule()
-    graphs.build(module, dims, Weights(packed.recipes(dims, dtype), DeviceRef.CPU()))
+    reference = DeviceRef.GPU() if device == "gpu" else DeviceRef.CPU()
+    graphs.build(module, dims, Weights(packed.recipes(dims, dtype, device), reference))
     module.compile().export_mef(path)

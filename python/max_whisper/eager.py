@@ -6,24 +6,26 @@ The graph around the op has symbolic shapes, so one compilation serves every sha
 calls many ops names them first, and the first call compiles them all in little more than the time for one:
 
     eager.prepare(ops.linear, "f32[2] f32[3] f32[1]", gelu=True)
+
+An op runs on a GPU where `device="gpu"` says so. A process computes on the device that it names first (`runtime.use`).
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from max.driver import Buffer
+from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.engine import Model
 from max.graph import BufferType, DeviceRef, TensorType, TensorValue
 
 from max_whisper.graphs.module import GraphModule
-from max_whisper.runtime import as_buffer, session
+from max_whisper.runtime import as_buffer, session, use
 
 Op = Callable[..., TensorValue | tuple[TensorValue, ...]]
-Signature = tuple[tuple[DType, int], ...]
-Call = tuple[Op, Signature, tuple[tuple[str, Any], ...]]
+Signature = tuple[tuple[str, DType, int], ...]
+Call = tuple[Op, str, Signature, tuple[tuple[str, Any], ...]]
 
 _DTYPES = {
     "f32": DType.float32,
@@ -38,16 +40,20 @@ _prepared: set[Call] = set()
 _models: dict[Call, Model] = {}
 
 
-def prepare(op: Op, signature: str, **parameters: Any) -> None:
+def prepare(op: Op, signature: str, *, device: str = "cpu", **parameters: Any) -> None:
     """Names an op that is going to be called; it is compiled with all others that were named, by the first call.
 
     Args:
         op: A function of `max_whisper.ops`, or any function on graph values.
         signature: Dtype and rank of each tensor argument, like "f32[2] i32[1]".
+        device: Where it will run, "cpu" or "gpu".
         parameters: The op's keyword arguments.
     """
-    arguments = tuple((_DTYPES[name], int(rank)) for name, rank in re.findall(r"(\w+)\[(\d+)\]", signature))
-    _prepared.add((op, arguments, tuple(sorted(parameters.items()))))
+    arguments = tuple(
+        ("cpu" if position in _host_arguments(op) else device, _DTYPES[name], int(rank))
+        for position, (name, rank) in enumerate(re.findall(r"(\w+)\[(\d+)\]", signature))
+    )
+    _prepared.add((op, device, arguments, tuple(sorted(parameters.items()))))
 
 
 def compile_op(op: Op, buffers: list[Buffer], parameters: dict[str, Any]) -> Model:
@@ -55,21 +61,25 @@ def compile_op(op: Op, buffers: list[Buffer], parameters: dict[str, Any]) -> Mod
 
     Args:
         op: A function on graph values.
-        buffers: Arguments like those it will be called with.
+        buffers: Arguments like those it will be called with, on the devices where it takes them.
         parameters: Keyword arguments of the op.
     """
-    call = (op, tuple((b.dtype, len(b.shape)) for b in buffers), tuple(sorted(parameters.items())))
+    places = ["cpu" if b.device.is_host else "gpu" for b in buffers]
+    arguments = tuple((place, b.dtype, len(b.shape)) for place, b in zip(places, buffers, strict=True))
+    device = "gpu" if "gpu" in places else "cpu"
+    call = (op, device, arguments, tuple(sorted(parameters.items())))
     if call not in _models:
-        _compile(_prepared | {call})
+        _compile({named for named in _prepared if named[1] == device} | {call})
     return _models[call]
 
 
-def call(op: Op, *arrays: np.ndarray, **parameters: Any) -> Any:
+def call(op: Op, *arrays: np.ndarray, device: str = "cpu", **parameters: Any) -> Any:
     """Runs one op.
 
     Args:
         op: A function of `max_whisper.ops`, or any function on graph values.
-        arrays: Its tensor arguments; uint16 stands for bfloat16, which NumPy lacks.
+        arrays: Its tensor arguments; uint16 stands for bfloat16, which NumPy lacks, in the results too.
+        device: Where it runs, "cpu" or "gpu".
         parameters: Its keyword arguments; tensors must be positional.
 
     Returns:
@@ -78,9 +88,23 @@ def call(op: Op, *arrays: np.ndarray, **parameters: Any) -> Any:
     Raises:
         ValueError: An argument has a shape or dtype the op refuses.
     """
-    buffers = [as_buffer(np.ascontiguousarray(array)) for array in arrays]
-    results = [result.to_numpy() for result in compile_op(op, buffers, parameters).execute(*buffers)]
+    buffers = to_buffers(op, arrays, device)
+    results = [to_array(result) for result in compile_op(op, buffers, parameters).execute(*buffers)]
     return results[0] if len(results) == 1 else tuple(results)
+
+
+def to_buffers(op: Op, arrays: Sequence[np.ndarray], device: str = "cpu") -> list[Buffer]:
+    """Puts an op's arguments where it takes them."""
+    on, host = use(device), _host_arguments(op)
+    buffers = [as_buffer(np.ascontiguousarray(array)) for array in arrays]
+    return [buffer if position in host else buffer.to(on) for position, buffer in enumerate(buffers)]
+
+
+def to_array(result: Buffer) -> np.ndarray:
+    """Copies a result to an array; bfloat16 to the uint16 of its bits."""
+    if result.dtype == DType.bfloat16:
+        result = result.to(CPU()).view(DType.uint16, result.shape)
+    return result.to_numpy()
 
 
 def in_place(*positions: int) -> Callable[[Op], Op]:
@@ -93,10 +117,24 @@ def in_place(*positions: int) -> Callable[[Op], Op]:
     return mark
 
 
+def on_host(*positions: int) -> Callable[[Op], Op]:
+    """Marks arguments of an op that it takes on the host wherever it runs, as `ops.log_mel` does its padding."""
+
+    def mark(op: Op) -> Op:
+        op.on_host = frozenset(positions)  # type: ignore[attr-defined]
+        return op
+
+    return mark
+
+
+def _host_arguments(op: Op) -> frozenset[int]:
+    return getattr(op, "on_host", frozenset())
+
+
 def _compile(calls: set[Call]) -> None:
     names = {f"op{number}": call for number, call in enumerate(calls - _models.keys())}
     module = GraphModule()
-    for name, (op, signature, parameters) in names.items():
+    for name, (op, _, signature, parameters) in names.items():
         with module.graph(name, [_type(op, i, *argument) for i, argument in enumerate(signature)]) as graph:
             values = [v.buffer if isinstance(v.type, BufferType) else v.tensor for v in graph.inputs]
             results = op(*values, **dict(parameters))
@@ -105,6 +143,7 @@ def _compile(calls: set[Call]) -> None:
         _models[names[name]] = model
 
 
-def _type(op: Op, position: int, dtype: DType, rank: int) -> TensorType | BufferType:
+def _type(op: Op, position: int, place: str, dtype: DType, rank: int) -> TensorType | BufferType:
     kind = BufferType if position in getattr(op, "in_place", ()) else TensorType
-    return kind(dtype, [f"x{position}_{axis}" for axis in range(rank)], device=DeviceRef.CPU())
+    device = DeviceRef.GPU() if place == "gpu" else DeviceRef.CPU()
+    return kind(dtype, [f"x{position}_{axis}" for axis in range(rank)], device=device)

@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from max.driver import CPU, Buffer
+from max.driver import Buffer
 from max.dtype import DType
 
 from max_whisper import compiled, decoding, packed, runtime, target
 from max_whisper.checkpoint import Checkpoint, load_checkpoint
 from max_whisper.config import HEAD_DIM, ModelDimensions
 from max_whisper.errors import AudioError, OptionError
-from max_whisper.packing import PANEL
-from max_whisper.runtime import as_buffer
+from max_whisper.packing import keys_shape
 from max_whisper.tokenizer import Vocabulary
 from max_whisper.transcribe import Transcription, transcribe
 
@@ -25,7 +24,7 @@ class AudioFeatures:
 
     Attributes:
         states: The encoder's result, (B, n_audio_ctx, n_audio_state).
-        cross: Per decoder block its keys (B, H, 94, 64, 16) and values (B, H, 1500, 64).
+        cross: Per decoder block its keys, see `packing.keys_shape`, and values (B, H, 1500, 64).
     """
 
     states: Buffer
@@ -56,28 +55,29 @@ class Whisper:
     Attributes:
         dims: The model's sizes.
         vocabulary: Its tokens.
-        device: Where it computes: "cpu".
-        dtype: Element type of the weights: "float32", "bfloat16" or "int8". Sums, states and caches are float32.
+        device: Where it computes: "cpu" or "gpu".
+        dtype: Element type of the weights, on a GPU also of states and caches; these are float32 on a CPU, and sums always.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         device: str = "cpu",
-        dtype: str = "float32",
+        dtype: str | None = None,
         *,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        target.check_device(device, dtype)
+        device, dtype = target.choose(device, dtype)
         self.dims: ModelDimensions = checkpoint.dims
         self.vocabulary: Vocabulary = checkpoint.vocabulary
         self.device, self.dtype = device, dtype
-        self._weights = packed.load(
-            checkpoint, dtype, progress
-        )  # refuses bad weights before it takes a minute to compile
+        self.on = runtime.use(device)
+        # Bad weights are refused before it takes a minute to compile.
+        weights = packed.load(checkpoint, dtype, progress, device=device)
         mef = compiled.build(self.dims, device, dtype, progress=progress)
-        # The models read the weights where they lie; whoever holds the models must hold them too.
-        self._models = runtime.load(mef, self._weights)
+        self._models = runtime.load(mef, weights, device)
+        # On a CPU the models read the weights where they lie; whoever holds the models must hold them too.
+        self._weights = weights if device == "cpu" else None
 
     @property
     def is_multilingual(self) -> bool:
@@ -105,7 +105,7 @@ class Whisper:
         samples = np.ascontiguousarray(audio, dtype=np.float32)
         if samples.ndim != 1:
             raise AudioError(f"samples have shape {samples.shape}: expected one channel, (n_samples,)")
-        features = self.execute("log_mel", samples[None], np.array([padding], np.int32))[0]
+        features = self.execute("log_mel", self.put(samples[None]), np.array([padding], np.int32))[0]
         return features.to_numpy()[0]
 
     def embed_audio(self, mel: np.ndarray) -> AudioFeatures:
@@ -120,7 +120,7 @@ class Whisper:
         expected = (self.dims.n_mels, 2 * self.dims.n_audio_ctx)
         if mel.ndim != 3 or mel.shape[1:] != expected:
             raise OptionError(f"mel has shape {mel.shape}: expected (B, {expected[0]}, {expected[1]}) for this model")
-        states = self.execute("encoder", np.ascontiguousarray(mel, np.float32))[0]
+        states = self.execute("encoder", self.put(np.ascontiguousarray(mel, np.float32)))[0]
         return AudioFeatures(states, self.execute("cross_attention", states))
 
     def new_decoder(self, features: AudioFeatures) -> "Decoder":
@@ -139,6 +139,26 @@ class Whisper:
         """Transcribes a recording of any length; see `max_whisper.transcribe.transcribe`."""
         return transcribe(self, audio, **options)
 
+    def put(self, array: np.ndarray | Buffer) -> Buffer:
+        """Puts an array where the model computes: on a GPU a copy, on a CPU the array itself.
+
+        Raises:
+            DeviceError: The GPU's memory is full.
+        """
+        buffer = runtime.as_buffer(array)
+        if self.device == "cpu":
+            return buffer
+        with runtime.room_for(f"an input of shape {tuple(buffer.shape)}"):
+            return buffer.to(self.on)
+
+    def new_cache(self, length: int, batch: int) -> list[Buffer]:
+        """Makes keys and values for `batch` rows of `length` tokens, uninitialised: none is read that was not written."""
+        heads = self.dims.n_text_head
+        shapes = keys_shape(batch, heads, length, self.device), (batch, heads, length, HEAD_DIM)
+        dtype = DType[self.dtype] if self.device == "gpu" else DType.float32
+        with runtime.room_for(f"a cache for {batch} windows"):
+            return [Buffer(dtype, shape, self.on) for shape in shapes]
+
     def execute(self, graph: str, *inputs: np.ndarray | Buffer) -> list[Buffer]:
         """Runs one of the graphs of `max_whisper.graphs`."""
         return runtime.execute(self._models[graph], *inputs)
@@ -156,16 +176,13 @@ class Decoder:
         dims = model.dims
         self._model, self._batch = model, len(features)
         self._past = np.zeros(self._batch, np.int32)
-        # What is the same in most steps is wrapped once.
-        self._newest = as_buffer(np.zeros(self._batch, np.int32))
-        self._unasked = as_buffer(np.full(self._batch, -1, np.int32))
-        self._mask = as_buffer(np.zeros(dims.n_vocab, np.uint8))
-        keys = (self._batch, dims.n_text_head, -(-dims.n_text_ctx // PANEL), HEAD_DIM, PANEL)
-        values = (self._batch, dims.n_text_head, dims.n_text_ctx, HEAD_DIM)
+        # What is the same in most steps is put in place once.
+        self._newest = model.put(np.zeros(self._batch, np.int32))
+        self._unasked = model.put(np.full(self._batch, -1, np.int32))
+        self._mask = model.put(np.zeros(dims.n_vocab, np.uint8))
         self._caches: list[Buffer] = []
         for layer in range(dims.n_text_layer):
-            # Uninitialised: attention reads no key or value that was not written.
-            self._caches += [Buffer(DType.float32, shape, CPU()) for shape in (keys, values)]
+            self._caches += model.new_cache(dims.n_text_ctx, self._batch)
             self._caches += features.cross[2 * layer : 2 * layer + 2]
 
     def set_suppression(self, mask: np.ndarray) -> None:
@@ -174,7 +191,7 @@ class Decoder:
         Args:
             mask: (n_vocab,) uint8.
         """
-        self._mask = as_buffer(np.ascontiguousarray(mask, np.uint8))
+        self._mask = self._model.put(np.ascontiguousarray(mask, np.uint8))
 
     def forward(
         self,
@@ -193,11 +210,15 @@ class Decoder:
             no_speech_at: (B) int32, the position whose next-token distribution tells whether somebody speaks.
 
         Raises:
-            ValueError: The tokens do not fit into the context, or are none of the vocabulary.
+            ValueError: The tokens do not fit into the context or are none of the vocabulary; the rules suppress all.
         """
         asked = self._unasked if no_speech_at is None else np.ascontiguousarray(no_speech_at, np.int32)
         picked, log_probs, silence, _ = self._step(tokens, rules, last, asked)
-        return Picks(picked.to_numpy(), log_probs.to_numpy(), None if no_speech_at is None else silence.to_numpy())
+        picks = Picks(picked.to_numpy(), log_probs.to_numpy(), None if no_speech_at is None else silence.to_numpy())
+        if np.isnan(picks.log_probs).any():  # how a kernel on a GPU says what one on a CPU raises
+            row = int(np.isnan(picks.log_probs).argmax())
+            raise ValueError(f"greedy: the rules of row {row} suppress every token, or its logits are not finite")
+        return picks
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """Appends tokens to every row and returns the logits behind the last one.
@@ -211,7 +232,7 @@ class Decoder:
         at = np.full(self._batch, tokens.shape[1] - 1, np.int32)
         anything = np.tile(np.array([0, 0, 0, self._model.dims.n_vocab], np.int32), (self._batch, 1))
         states = self._step(tokens, anything, at, self._unasked)[3]
-        return self._model.execute("logits", states, at)[0].to_numpy()
+        return self._model.execute("logits", states, self._model.put(at))[0].to_numpy()
 
     def keep(self, rows: Sequence[int]) -> None:
         """Goes on with some rows only, so that a step costs nothing for those that have ended.
@@ -239,18 +260,36 @@ class Decoder:
             last = np.ascontiguousarray(last, np.int32)
         elif length > 1:
             last = np.full(self._batch, length - 1, np.int32)
+        if self._model.device == "gpu":
+            self._check(tokens, last, no_speech_at)
+        put = self._model.put
         results = self._model.execute(
             "decoder",
-            np.ascontiguousarray(tokens, np.int32),
-            self._past,
-            self._newest if last is None else last,
-            no_speech_at,
+            put(np.ascontiguousarray(tokens, np.int32)),
+            put(self._past),
+            self._newest if last is None else put(last),
+            put(no_speech_at),
             self._mask,
-            np.ascontiguousarray(rules, np.int32),
+            put(np.ascontiguousarray(rules, np.int32)),
             *self._caches,
         )
         self._past = self._past + (1 if last is None else last + 1)
         return results
+
+    def _check(self, tokens: np.ndarray, last: np.ndarray | None, no_speech_at: np.ndarray | Buffer) -> None:
+        """Refuses what would lead outside of a table: the host code of a GPU's kernels cannot see these values."""
+        dims, length = self._model.dims, tokens.shape[1]
+        for name, values, lowest, highest in (
+            ("tokens", tokens, 0, dims.n_vocab - 1),
+            ("past", self._past, 0, dims.n_text_ctx - length),
+            ("last", last, 0, length - 1),
+            ("no_speech_at", no_speech_at, -1, length - 1),
+        ):
+            if not isinstance(values, np.ndarray):
+                continue
+            outside = values[(values < lowest) | (values > highest)]
+            if outside.size:
+                raise ValueError(f"decoder: {name} has {outside[0]}, expected {lowest} to {highest}")
 
 
 def _rows(buffer: Buffer, begin: int, end: int) -> Buffer:
@@ -261,7 +300,7 @@ def _rows(buffer: Buffer, begin: int, end: int) -> Buffer:
 def load_model(
     name: str | Path | Checkpoint,
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: str | None = None,
     *,
     progress: Callable[[str], None] | None = None,
 ) -> Whisper:
@@ -269,8 +308,9 @@ def load_model(
 
     Args:
         name: "tiny.en", "base" ..., "organisation/name", the path of a checkpoint, or a checkpoint.
-        device: "cpu", or "auto" for the best device there is.
-        dtype: Element type of the weights: "float32", "bfloat16" or "int8".
+        device: "cpu", "gpu", or "auto" for a GPU if there is one.
+        dtype: Element type of the weights: "float32" (None means this), "bfloat16" or "int8" on a CPU; "float16" (None),
+            "bfloat16" or "float32" on a GPU.
         progress: Is told, in words, what takes long on first use.
 
     Raises:
@@ -278,6 +318,6 @@ def load_model(
         CheckpointError: The checkpoint is not whole.
         DeviceError: The device or dtype is not there.
     """
-    target.check_device(device, dtype)
+    device, dtype = target.choose(device, dtype)
     checkpoint = name if isinstance(name, Checkpoint) else load_checkpoint(name)
-    return Whisper(checkpoint, "cpu" if device == "auto" else device, dtype, progress=progress)
+    return Whisper(checkpoint, device, dtype, progress=progress)

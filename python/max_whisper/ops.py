@@ -4,7 +4,8 @@
         x, weight, bias = (value.tensor for value in graph.inputs)
         graph.output(ops.linear(x, weight, bias, gelu=True))
 
-Shapes are written with M for the product of all leading dimensions; weights are packed by `max_whisper.packing`.
+Shapes are written with M for the product of all leading dimensions; weights are packed by `max_whisper.packing` for the
+device that reads them. All tensors of an op are on one device, except where it says "on the host".
 What each op checks and computes stands in `kernels/ops/`.
 """
 
@@ -14,8 +15,8 @@ from pathlib import Path
 from max.dtype import DType
 from max.graph import BufferValue, DeviceRef, Dim, DimLike, TensorType, TensorValue, ops
 
+from max_whisper import packing
 from max_whisper.config import HEAD_DIM as HEAD
-from max_whisper.packing import PANEL
 
 KERNELS = Path(__file__).resolve().parent / "kernels"
 """The Mojo package with the kernels, as `Graph(custom_extensions=[KERNELS])` takes it."""
@@ -28,7 +29,7 @@ def log_mel(
 
     Args:
         samples: (B, n_samples), 16 kHz, finite.
-        padding: (1) int32: zeros to be heard behind the samples; with them, a row has at least 201.
+        padding: (1) int32, on the host: zeros to be heard behind the samples; with them, a row has at least 201.
         runs: (n_mels, 2) int32, see `packing.pack_filters`.
         weights: (total length of the runs) float32.
         frames: What the graph calls the dimension (n_samples + padding) // 160.
@@ -84,10 +85,8 @@ def conv1d(
 
 
 def keys_shape(batch: DimLike, heads: int, length: int | Dim, device: DeviceRef) -> list[DimLike]:
-    """Shape of the keys that attention reads on a device: in panels of 16 on a CPU, like values on a GPU."""
-    if device.is_gpu():
-        return [batch, heads, length, HEAD]
-    return [batch, heads, (length + PANEL - 1) // PANEL, HEAD, PANEL]
+    """Shape of the keys that attention reads on a device, see `packing.keys_shape`."""
+    return packing.keys_shape(batch, heads, length, "gpu" if device.is_gpu() else "cpu")
 
 
 def pack_heads(rows: TensorValue, *, heads: int) -> tuple[TensorValue, TensorValue]:

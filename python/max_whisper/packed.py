@@ -6,8 +6,9 @@ process maps the file and lets the operating system bring in what is read.
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from max_whisper.checkpoint import Checkpoint
 from max_whisper.checkpoint.safetensors_file import read_safetensors
 from max_whisper.config import ModelDimensions
 from max_whisper.errors import CheckpointError
-from max_whisper.packing import pack_conv1d, pack_linear, packed_shape
+from max_whisper.packing import cast, pack_conv1d, pack_linear, packed_shape
 
 ALIGNMENT = 64
 """Bytes: where a tensor may begin, so that no register load crosses a cache line."""
@@ -26,7 +27,12 @@ LAYOUT_VERSION = 2
 """Part of the file's name; grows with every change of the layout."""
 
 
-_KINDS = {"float32": ("F32", "float32"), "bfloat16": ("BF16", "uint16"), "int8": ("I8", "int8")}
+_KINDS = {
+    "float32": ("F32", "float32"),
+    "float16": ("F16", "float16"),
+    "bfloat16": ("BF16", "uint16"),
+    "int8": ("I8", "int8"),
+}
 """For each dtype what the file calls it, and the NumPy type that holds it."""
 
 
@@ -44,69 +50,89 @@ class Recipe:
     shape: tuple[int, ...]
     dtype: str
     sources: tuple[str | None, ...]
-    pack: Callable[[np.ndarray, str], np.ndarray]
+    pack: Callable[[np.ndarray], np.ndarray]
 
 
-def recipes(dims: ModelDimensions, dtype: str) -> dict[str, Recipe]:
-    """Names every packed weight of a model of these sizes, in the order of use.
+@dataclass(frozen=True)
+class Format:
+    """Dtypes of a model's weights, and which device reads them.
 
-    The matrices of the linear layers and the vocabulary, all but a hundredth of a model, have the dtype that is asked for.
-    Biases, layer norms and positions stay float32; the two convolutions, which see the signal itself, are not rounded
-    further than to bfloat16.
+    On a GPU everything has one dtype. On a CPU the matrices of the linear layers and the vocabulary, all but a hundredth of
+    a model, have the dtype that is asked for; biases, layer norms and positions stay float32, and the two convolutions,
+    which see the signal itself, are not rounded further than to bfloat16.
     """
+
+    device: str
+    matrices: str
+    convolutions: str
+    vectors: str
+
+    @classmethod
+    def of(cls, dtype: str, device: str) -> "Format":
+        """The format of a model that computes in `dtype` on a device."""
+        if device == "gpu":
+            return cls(device, dtype, dtype, dtype)
+        return cls(device, dtype, "bfloat16" if dtype == "int8" else dtype, "float32")
+
+
+def recipes(dims: ModelDimensions, dtype: str, device: str = "cpu") -> dict[str, Recipe]:
+    """Names every packed weight of a model of these sizes, in the order of use; `Format` tells their dtypes."""
+    to = Format.of(dtype, device)
     audio, text = dims.n_audio_state, dims.n_text_state
     positions = {
         "encoder.positional_embedding": (dims.n_audio_ctx, audio),
         "decoder.positional_embedding": (dims.n_text_ctx, text),
     }
-    convolutions = "bfloat16" if dtype == "int8" else dtype
     result = {
-        **_convolution("encoder.conv1", audio, dims.n_mels, convolutions),
-        **_convolution("encoder.conv2", audio, audio, convolutions),
-        **{name: Recipe(shape, "float32", (name,), _keep) for name, shape in positions.items()},
-        **_layer_norm("encoder.ln_post", audio),
-        "decoder.token_embedding.weight": _matrix(["decoder.token_embedding.weight"], dims.n_vocab, text, dtype),
-        **_layer_norm("decoder.ln", text),
+        **_convolution("encoder.conv1", audio, dims.n_mels, to),
+        **_convolution("encoder.conv2", audio, audio, to),
+        **{name: _recipe(shape, to.vectors, [name], cast) for name, shape in positions.items()},
+        **_layer_norm("encoder.ln_post", audio, to),
+        "decoder.token_embedding.weight": _matrix(["decoder.token_embedding.weight"], dims.n_vocab, text, to),
+        **_layer_norm("decoder.ln", text, to),
     }
     for side, layers, state in (("encoder", dims.n_audio_layer, audio), ("decoder", dims.n_text_layer, text)):
         for block in (f"{side}.blocks.{layer}" for layer in range(layers)):
-            result |= _layer_norm(f"{block}.attn_ln", state)
-            result |= _fused(f"{block}.attn", "qkv", state, dtype)
-            result |= _linear(f"{block}.attn.out", state, state, dtype)
+            result |= _layer_norm(f"{block}.attn_ln", state, to)
+            result |= _fused(f"{block}.attn", "qkv", state, to)
+            result |= _linear(f"{block}.attn.out", state, state, to)
             if side == "decoder":
-                result |= _layer_norm(f"{block}.cross_attn_ln", state)
-                result |= _linear(f"{block}.cross_attn.query", state, state, dtype)
-                result |= _fused(f"{block}.cross_attn", "kv", state, dtype)
-                result |= _linear(f"{block}.cross_attn.out", state, state, dtype)
-            result |= _layer_norm(f"{block}.mlp_ln", state)
-            result |= _linear(f"{block}.mlp.0", 4 * state, state, dtype)
-            result |= _linear(f"{block}.mlp.2", state, 4 * state, dtype)
+                result |= _layer_norm(f"{block}.cross_attn_ln", state, to)
+                result |= _linear(f"{block}.cross_attn.query", state, state, to)
+                result |= _fused(f"{block}.cross_attn", "kv", state, to)
+                result |= _linear(f"{block}.cross_attn.out", state, state, to)
+            result |= _layer_norm(f"{block}.mlp_ln", state, to)
+            result |= _linear(f"{block}.mlp.0", 4 * state, state, to)
+            result |= _linear(f"{block}.mlp.2", state, 4 * state, to)
     return result
 
 
-def pack(checkpoint: Checkpoint, dtype: str) -> dict[str, np.ndarray]:
+def pack(checkpoint: Checkpoint, dtype: str, device: str = "cpu") -> dict[str, np.ndarray]:
     """Packs all weights of a checkpoint.
 
     Raises:
         CheckpointError: A weight holds NaN or infinity: the checkpoint is corrupt.
     """
-    return {name: _cook(name, recipe, checkpoint) for name, recipe in recipes(checkpoint.dims, dtype).items()}
+    return {name: _cook(name, recipe, checkpoint) for name, recipe in recipes(checkpoint.dims, dtype, device).items()}
 
 
-def load(checkpoint: Checkpoint, dtype: str, progress: Callable[[str], None] | None = None) -> dict[str, np.ndarray]:
+def load(
+    checkpoint: Checkpoint, dtype: str, progress: Callable[[str], None] | None = None, *, device: str = "cpu"
+) -> dict[str, np.ndarray]:
     """Returns the packed weights, mapped from the cache; packs them first if the cache has none for this checkpoint.
 
     Args:
         checkpoint: The weights and what identifies them.
-        dtype: "float32", "bfloat16" or "int8": element type of the packed matrices, see `recipes`.
+        dtype: Element type of the packed matrices, see `Format`.
         progress: Is told when packing begins.
+        device: Which device reads them, "cpu" or "gpu".
 
     Raises:
         CheckpointError: As `pack`.
         OutputError: The cache cannot be written to.
     """
-    path = cache_dir() / "packed" / f"{checkpoint.fingerprint[:32]}-{dtype}-v{LAYOUT_VERSION}.safetensors"
-    expected = {n: (_KINDS[r.dtype][1], r.shape) for n, r in recipes(checkpoint.dims, dtype).items()}
+    path = cache_dir() / "packed" / f"{checkpoint.fingerprint[:32]}-{device}-{dtype}-v{LAYOUT_VERSION}.safetensors"
+    expected = {n: (_KINDS[r.dtype][1], r.shape) for n, r in recipes(checkpoint.dims, dtype, device).items()}
     if path.is_file():
         try:
             tensors = read_safetensors(path, dict(_KINDS.values()))
@@ -116,7 +142,7 @@ def load(checkpoint: Checkpoint, dtype: str, progress: Callable[[str], None] | N
             return tensors
     if progress:
         progress(f"packing the weights of {checkpoint.source} ...")
-    weights = pack(checkpoint, dtype)
+    weights = pack(checkpoint, dtype, device)
     with writing():
         _write(path, weights)
     return read_safetensors(path, dict(_KINDS.values()))
@@ -159,42 +185,47 @@ def _cook(name: str, recipe: Recipe, checkpoint: Checkpoint) -> np.ndarray:
             f"{checkpoint.source}: {' + '.join(s for s in recipe.sources if s)} holds NaN or infinity; "
             "the file is corrupt, fetch it again"
         )
-    packed = recipe.pack(stack, recipe.dtype)
+    packed = recipe.pack(stack)
     assert packed.shape == recipe.shape, f"{name}: packed to {packed.shape}, expected {recipe.shape}"
     return packed
 
 
-def _keep(tensor: np.ndarray, dtype: str) -> np.ndarray:
-    return np.ascontiguousarray(tensor, dtype)
+def _recipe(
+    shape: tuple[int, ...], dtype: str, sources: Sequence[str | None], pack: Callable[..., np.ndarray], **options: str
+) -> Recipe:
+    return Recipe(shape, dtype, tuple(sources), partial(pack, dtype=dtype, **options))
 
 
-def _vector(sources: list[str | None], size: int) -> Recipe:
-    return Recipe((size,), "float32", tuple(sources), _keep)
+def _matrix(sources: list[str], outputs: int, inputs: int, to: Format) -> Recipe:
+    shape = packed_shape(outputs, inputs, to.matrices, to.device)
+    return _recipe(shape, to.matrices, sources, pack_linear, device=to.device)
 
 
-def _matrix(sources: list[str], outputs: int, inputs: int, dtype: str) -> Recipe:
-    return Recipe(packed_shape(outputs, inputs, dtype), dtype, tuple(sources), pack_linear)
+def _layer_norm(name: str, state: int, to: Format) -> dict[str, Recipe]:
+    return {f"{name}.{part}": _recipe((state,), to.vectors, [f"{name}.{part}"], cast) for part in ("weight", "bias")}
 
 
-def _layer_norm(name: str, state: int) -> dict[str, Recipe]:
-    return {f"{name}.{part}": _vector([f"{name}.{part}"], state) for part in ("weight", "bias")}
+def _linear(name: str, outputs: int, inputs: int, to: Format) -> dict[str, Recipe]:
+    return {
+        f"{name}.weight": _matrix([f"{name}.weight"], outputs, inputs, to),
+        f"{name}.bias": _recipe((outputs,), to.vectors, [f"{name}.bias"], cast),
+    }
 
 
-def _linear(name: str, outputs: int, inputs: int, dtype: str) -> dict[str, Recipe]:
-    weight = _matrix([f"{name}.weight"], outputs, inputs, dtype)
-    return {f"{name}.weight": weight, f"{name}.bias": _vector([f"{name}.bias"], outputs)}
+def _convolution(name: str, outputs: int, channels: int, to: Format) -> dict[str, Recipe]:
+    shape = packed_shape(outputs, 3 * channels, to.convolutions, to.device)
+    return {
+        f"{name}.weight": _recipe(shape, to.convolutions, [f"{name}.weight"], pack_conv1d, device=to.device),
+        f"{name}.bias": _recipe((outputs,), to.vectors, [f"{name}.bias"], cast),
+    }
 
 
-def _convolution(name: str, outputs: int, channels: int, dtype: str) -> dict[str, Recipe]:
-    weight = Recipe(packed_shape(outputs, 3 * channels, dtype), dtype, (f"{name}.weight",), pack_conv1d)
-    return {f"{name}.weight": weight, f"{name}.bias": _vector([f"{name}.bias"], outputs)}
-
-
-def _fused(attention: str, which: str, state: int, dtype: str) -> dict[str, Recipe]:
+def _fused(attention: str, which: str, state: int, to: Format) -> dict[str, Recipe]:
     """Query, key and value as one linear layer: `qkv`, or `kv` for cross-attention."""
     parts = [{"q": "query", "k": "key", "v": "value"}[letter] for letter in which]
     outputs = len(parts) * state
+    biases = [None if part == "key" else f"{attention}.{part}.bias" for part in parts]
     return {
-        f"{attention}.{which}.weight": _matrix([f"{attention}.{p}.weight" for p in parts], outputs, state, dtype),
-        f"{attention}.{which}.bias": _vector([None if p == "key" else f"{attention}.{p}.bias" for p in parts], outputs),
+        f"{attention}.{which}.weight": _matrix([f"{attention}.{p}.weight" for p in parts], outputs, state, to),
+        f"{attention}.{which}.bias": _recipe((outputs,), to.vectors, biases, cast),
     }

@@ -1,7 +1,7 @@
 """Weights as the kernels read them. Everything is laid out here, once, on the host: the graphs take packed weights.
 
-A matrix (N, K) becomes panels of 16 output columns. A row of a panel is one cache line: 16 columns of G neighbouring k,
-with G = 1 in float32, 2 in bfloat16, 4 in int8:
+A GPU reads a matrix (N, K) row by row, in the dtype that it computes in. For a CPU it becomes panels of 16 output columns.
+A row of a panel is one cache line: 16 columns of G neighbouring k, with G = 1 in float32, 2 in bfloat16, 4 in int8:
 
     packed[p, k // G, j * G + k % G] = w[16 * p + j, k]      shape (ceil(N / 16), ceil(K / G), 16 * G), zeros as padding
 
@@ -11,7 +11,11 @@ front of it: w[n, k] = scale[n] * int8[n, k].
 NumPy has no bfloat16: such arrays hold its 16 bits as uint16, here and wherever arrays become buffers.
 """
 
+from typing import Any
+
 import numpy as np
+
+from max_whisper.config import HEAD_DIM
 
 PANEL = 16
 """Columns of a panel; the same number as PANEL in kernels/cpu/tile.mojo."""
@@ -23,22 +27,27 @@ STEPS = 127
 """Largest magnitude of a weight in int8."""
 
 
-def packed_shape(columns: int, depth: int, dtype: str = "float32") -> tuple[int, int, int]:
+def packed_shape(columns: int, depth: int, dtype: str = "float32", device: str = "cpu") -> tuple[int, ...]:
     """Shape of a packed (columns, depth) matrix."""
+    if device == "gpu":
+        return columns, depth
     group = GROUPS[dtype]
     return -(-columns // PANEL), -(-depth // group) + (dtype == "int8"), PANEL * group
 
 
-def pack_linear(weight: np.ndarray, dtype: str = "float32") -> np.ndarray:
+def pack_linear(weight: np.ndarray, dtype: str = "float32", device: str = "cpu") -> np.ndarray:
     """Packs the weight of a linear layer.
 
     Args:
         weight: (N, K), as checkpoints store it, finite.
-        dtype: "float32", "bfloat16" or "int8".
+        dtype: "float32", "bfloat16" or "int8"; on a GPU "float32", "float16" or "bfloat16".
+        device: "cpu" or "gpu", which reads it.
 
     Returns:
-        Panels of `packed_shape(N, K, dtype)`, C-contiguous: float32, uint16 (the bits of bfloat16) or int8.
+        An array of `packed_shape(N, K, dtype, device)`, C-contiguous; of uint16 (the bits) for bfloat16.
     """
+    if device == "gpu":
+        return cast(weight, dtype)
     (columns, depth), group = weight.shape, GROUPS[dtype]
     panels = -(-columns // PANEL)
     values = np.zeros((panels * PANEL, -(-depth // group) * group), np.float32)
@@ -54,23 +63,38 @@ def pack_linear(weight: np.ndarray, dtype: str = "float32") -> np.ndarray:
     return np.ascontiguousarray(rows)
 
 
-def pack_conv1d(weight: np.ndarray, dtype: str = "float32") -> np.ndarray:
+def pack_conv1d(weight: np.ndarray, dtype: str = "float32", device: str = "cpu") -> np.ndarray:
     """Packs the weight of a convolution as the matrix whose column j * C + c holds tap j of channel c.
 
     Args:
         weight: (N, C, 3), as checkpoints store it.
         dtype: As for `pack_linear`.
+        device: As for `pack_linear`.
 
     Returns:
-        Panels of `packed_shape(N, 3 * C, dtype)`, C-contiguous.
+        An array of `packed_shape(N, 3 * C, dtype, device)`, C-contiguous.
     """
-    return pack_linear(weight.transpose(0, 2, 1).reshape(len(weight), -1), dtype)
+    return pack_linear(weight.transpose(0, 2, 1).reshape(len(weight), -1), dtype, device)
+
+
+def cast(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Rounds numbers to a dtype, in a C-contiguous array; bfloat16 as uint16."""
+    if dtype == "bfloat16":
+        return to_bfloat16(np.ascontiguousarray(values, np.float32))
+    return np.ascontiguousarray(values, dtype)
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:
     """Rounds finite float32 numbers to the nearest bfloat16, ties to even; returns its bits as uint16."""
     bits = values.view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def keys_shape(batch: Any, heads: Any, length: Any, device: str = "cpu") -> list[Any]:
+    """Shape of keys, from integers or a graph's dimensions: in panels of 16 on a CPU, (B, H, S, 64) as values on a GPU."""
+    if device == "gpu":
+        return [batch, heads, length, HEAD_DIM]
+    return [batch, heads, (length + PANEL - 1) // PANEL, HEAD_DIM, PANEL]
 
 
 def pack_filters(filters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

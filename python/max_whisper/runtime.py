@@ -1,11 +1,13 @@
-"""The process's one MAX session: MAX refuses a second one with other options.
+"""The process's one MAX session, on the CPU or on a GPU and the CPU: MAX refuses a second one with other options.
 
 Compiled graphs are loaded through the core of `max.engine`, which that package wraps for people. Importing the wrapper
 brings in the graph builder, the profiler and asyncio: 0.2 s and 34 MB that a process without a graph to build can spare.
 MAX is pinned to one version, so what its core is called does not change under us.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +16,10 @@ import max._core
 import numpy as np
 from max._core.engine import InferenceSession as CoreSession
 from max._core.engine import Model, read
-from max.driver import CPU, Buffer
+from max.driver import CPU, Accelerator, Buffer, Device
 from max.dtype import DType
 
+from max_whisper.errors import DeviceError
 from max_whisper.resident import release_code
 from max_whisper.target import use_cpu_target
 
@@ -28,36 +31,66 @@ MAX_LIBRARIES = (_PACKAGES / "max", _PACKAGES / "modular")
 """Folders of MAX's libraries."""
 
 
+_used: set[str] = set()
+"""The device that this process computes on, once it is known: "cpu" or "gpu"."""
+
+
+def use(device: str = "cpu") -> Device:
+    """Settles which device this process computes on, and returns it. A process with a GPU has its CPU as well.
+
+    Raises:
+        DeviceError: The process computes on the CPU already.
+    """
+    if device == "gpu" and "cpu" in _used:
+        raise DeviceError("device 'gpu': this process computes on its CPU already; load the model for the GPU first")
+    _used.add("gpu" if "gpu" in _used else device)
+    return Accelerator() if device == "gpu" else CPU()
+
+
+def _devices() -> list[Device]:
+    return [Accelerator(), CPU()] if "gpu" in _used else [CPU()]
+
+
 @cache
 def session() -> "InferenceSession":
-    """A CPU session that compiles for `target.cpu_target()`."""
+    """The session that compiles, for the device in use and for `target.cpu_target()`."""
     from max.engine import InferenceSession
 
-    use_cpu_target()
-    return InferenceSession(devices=[CPU()])
+    use()
+    use_cpu_target("gpu" if "gpu" in _used else "cpu")
+    return InferenceSession(devices=_devices())
 
 
 @cache
 def _core_session() -> CoreSession:
-    return CoreSession([CPU()], [], 0)
+    return CoreSession(_devices(), [], 0)
 
 
-def load(mef: Path, weights: Mapping[str, np.ndarray | Buffer]) -> dict[str, Model]:
+def load(mef: Path, weights: Mapping[str, np.ndarray], device: str = "cpu") -> dict[str, Model]:
     """Loads compiled graphs.
 
     Args:
         mef: The file they were exported to.
-        weights: The arrays they read, C-contiguous. They are not copied: keep them as long as the graphs.
+        weights: The arrays they read, C-contiguous. A CPU reads them where they lie: keep them as long as the graphs. A GPU
+            gets a copy.
+        device: Where the graphs run.
 
     Returns:
         The graphs by name.
+
+    Raises:
+        DeviceError: The GPU's memory does not hold the weights.
     """
+    on = use(device)
     for name, array in weights.items():
         if not _is_contiguous(array):
             raise ValueError(f"{name} is not contiguous: the kernels would read it wrong")
     core = _core_session()
-    registry = {name: _as_weight(array) for name, array in weights.items()}
-    models = {model.name: model for model in core._load_all(core._wrap_compiled(read(str(mef))), registry)}
+    with room_for(f"the weights, {sum(array.nbytes for array in weights.values()) >> 20} MB,"):
+        registry = {
+            name: as_buffer(array).to(on) if device == "gpu" else _as_weight(array) for name, array in weights.items()
+        }
+        models = {model.name: model for model in core._load_all(core._wrap_compiled(read(str(mef))), registry)}
     release_code(*MAX_LIBRARIES)
     return models
 
@@ -67,9 +100,32 @@ def execute(model: Model, *inputs: np.ndarray | Buffer) -> list[Buffer]:
 
     Raises:
         ValueError: An input is not contiguous, or a kernel refuses it.
+        DeviceError: The GPU's memory is full.
     """
     buffers = [as_buffer(value) for value in inputs]
-    return model._execute_device_tensors(buffers)
+    with room_for(f"the graph {model.name!r}"):
+        return model._execute_device_tensors(buffers)
+
+
+@contextmanager
+def room_for(what: str) -> Iterator[None]:
+    """Says in our words that a GPU's memory is full.
+
+    Args:
+        what: What is being put there.
+
+    Raises:
+        DeviceError: Something inside ran out of memory.
+    """
+    try:
+        yield
+    except Exception as error:  # MAX has no type of its own for it
+        if re.search(r"out.?of.?memory", str(error), re.IGNORECASE) is None:
+            raise
+        raise DeviceError(
+            f"the GPU's memory is full: {what} did not fit; use a smaller model, dtype float16, fewer windows at once, "
+            "or end other programs on the GPU"
+        ) from error
 
 
 def as_buffer(value: np.ndarray | Buffer) -> Buffer:
@@ -86,17 +142,17 @@ def as_buffer(value: np.ndarray | Buffer) -> Buffer:
     return buffer.view(DType.bfloat16) if value.dtype == np.uint16 else buffer
 
 
-def _as_weight(value: np.ndarray | Buffer) -> np.ndarray | Buffer:
+def _as_weight(value: np.ndarray) -> np.ndarray | Buffer:
     """Makes what MAX reads where it lies: arrays if it knows their dtype, else buffers.
 
     A buffer of a read-only array would be a copy. Weights are mapped for this process alone, and no kernel writes to them.
     """
-    if isinstance(value, Buffer) or value.dtype != np.uint16:
+    if value.dtype != np.uint16:
         return value
     value = value.view()
     value.flags.writeable = True
     return as_buffer(value)
 
 
-def _is_contiguous(value: np.ndarray | Buffer) -> bool:
-    return value.is_contiguous if isinstance(value, Buffer) else bool(value.flags.c_contiguous)
+def _is_contiguous(value: np.ndarray) -> bool:
+    return bool(value.flags.c_contiguous)

@@ -6,6 +6,7 @@ so the level is chosen from the features that the kernel of the operating system
 
 import os
 import platform
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,8 +17,14 @@ TARGET_VARIABLE = "MAX_WHISPER_CPU_TARGET"
 """Environment variable that asks for a level of CPU_LEVELS, for testing a lesser one."""
 
 
-DTYPES = ("float32", "bfloat16", "int8")
-"""Element types that weights can have."""
+DTYPES = {"cpu": ("float32", "bfloat16", "int8"), "gpu": ("float16", "bfloat16", "float32")}
+"""Element types that weights can have on each device; the first is the default."""
+
+GPU_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "gfx942", "gfx1100")
+"""GPU architectures that graphs are known to compile for; newer NVIDIA ones run the same kernels."""
+
+OLDEST_NVIDIA = 80
+"""The compute capability, times ten, from which on there are asynchronous copies and the tensor-core shapes we use."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,12 @@ def cpu_features() -> frozenset[str]:
     return frozenset()
 
 
-def cpu_target() -> str:
-    """Chooses what to compile for: a level of CPU_LEVELS, or "host" on other architectures.
+def cpu_target(device: str = "cpu") -> str:
+    """Chooses what to compile CPU code for: a level of CPU_LEVELS, or "host" on other architectures.
+
+    Args:
+        device: Where the kernels run. On a GPU, CPU code only launches them: it is compiled for AVX2, so that graphs can be
+            built on one machine and used on another.
 
     Raises:
         DeviceError: `$MAX_WHISPER_CPU_TARGET` names no level, or one that this CPU does not have.
@@ -75,7 +86,7 @@ def cpu_target() -> str:
         if missing:
             raise DeviceError(f"{TARGET_VARIABLE}={wanted}: this CPU lacks {', '.join(sorted(missing))}; unset it")
         return wanted
-    for level in CPU_LEVELS:
+    for level in CPU_LEVELS if device == "cpu" else CPU_LEVELS[1:]:
         if level.features <= cpu_features():
             return level.name
     raise DeviceError(
@@ -84,45 +95,139 @@ def cpu_target() -> str:
 
 
 @cache
-def use_cpu_target() -> str:
-    """Makes MAX compile CPU kernels for `cpu_target()` in this process; call it before the first compilation."""
+def use_cpu_target(device: str = "cpu") -> str:
+    """Makes MAX compile CPU code for `cpu_target(device)` in this process; call it before the first compilation."""
     from max import driver
 
-    target = cpu_target()
+    target = cpu_target(device)
     if target != "host":
         driver.set_virtual_cpu_target(target)
     return target
 
 
-def check_device(device: str, dtype: str) -> None:
-    """Refuses a device or dtype that is not there, before anything is computed.
+def choose(device: str = "cpu", dtype: str | None = None) -> tuple[str, str]:
+    """Decides where to compute and in which numbers; refuses what is not there, before anything is computed.
+
+    Args:
+        device: "cpu", "gpu", or "auto" for a GPU if there is one.
+        dtype: Element type of the weights; None for the device's own: float32 on a CPU, float16 on a GPU.
+
+    Returns:
+        "cpu" or "gpu", and the dtype.
 
     Raises:
-        DeviceError: The device is unknown or absent, or the dtype is not supported on it.
+        DeviceError: The device is unknown, absent or too old, or the dtype is not supported on it.
     """
     if device not in ("cpu", "gpu", "auto"):
         raise DeviceError(f"device {device!r}: expected cpu, gpu or auto")
-    if dtype not in DTYPES:
-        raise DeviceError(f"dtype {dtype!r}: expected {', '.join(DTYPES)}")
-    if device == "gpu":
-        from max.driver import accelerator_count
+    known = {name for names in DTYPES.values() for name in names}
+    if dtype is not None and dtype not in known:
+        raise DeviceError(f"dtype {dtype!r}: expected {', '.join(sorted(known))}")
+    if device == "auto":
+        usable = accelerator_count() > 0 and dtype in (None, *DTYPES["gpu"]) and _obstacle() is None
+        device = "gpu" if usable else "cpu"
+    elif device == "gpu":
+        if accelerator_count() == 0:
+            raise DeviceError(f"device 'gpu': {_why_no_gpu()}; use device 'cpu'")
+        if obstacle := _obstacle():
+            raise DeviceError(f"device 'gpu': {obstacle}; use device 'cpu'")
+    dtype = dtype or DTYPES[device][0]
+    if dtype not in DTYPES[device]:
+        raise DeviceError(f"dtype {dtype!r} on device {device!r}: expected {', '.join(DTYPES[device])}")
+    return device, dtype
 
-        found = accelerator_count()
-        if found == 0:
-            raise DeviceError("device 'gpu': MAX finds no accelerator on this machine; use device 'cpu'")
-        raise DeviceError(
-            f"device 'gpu': {found} found, but the kernels have CPU bodies only, so far; use device 'cpu'"
-        )
+
+def choose_target(architecture: str, dtype: str | None = None) -> tuple[str, str]:
+    """As `choose`, for a GPU that need not be here: refuses what the kernels are not written for."""
+    if architecture not in GPU_TARGETS:
+        raise DeviceError(f"target {architecture!r}: expected one of {', '.join(GPU_TARGETS)}")
+    dtype = dtype or DTYPES["gpu"][0]
+    if dtype not in DTYPES["gpu"]:
+        raise DeviceError(f"dtype {dtype!r} on {architecture}: expected {', '.join(DTYPES['gpu'])}")
+    return "gpu", dtype
+
+
+def accelerator_count() -> int:
+    """GPUs that MAX can use."""
+    from max import driver
+
+    return driver.accelerator_count()
+
+
+@cache
+def gpu_architecture() -> str:
+    """The first GPU's architecture, as compilers call it: "sm_80", "gfx942"."""
+    from max.driver import accelerator_architecture_name
+
+    return accelerator_architecture_name().split(":")[0].removesuffix("a")  # sm_90a, gfx942:sramecc+
+
+
+def architecture_obstacle(architecture: str) -> str | None:
+    """Says why the kernels cannot run on a GPU architecture, if they cannot."""
+    number = architecture.removeprefix("sm_").rstrip("af")
+    if number != architecture and number.isdigit():
+        if int(number) >= OLDEST_NVIDIA:
+            return None
+        return f"{architecture} is older than sm_{OLDEST_NVIDIA} (NVIDIA Ampere), for which the kernels are written"
+    if architecture in GPU_TARGETS:
+        return None
+    return f"the kernels are not written for {architecture}; they are for {', '.join(GPU_TARGETS)}"
+
+
+def _obstacle() -> str | None:
+    """Says why the GPU that is there cannot be used, if it cannot: MAX opens it, which a driver too old does not let it."""
+    from max.driver import Accelerator
+
+    try:
+        Accelerator()
+    except Exception as error:  # whatever MAX or the driver says
+        reason = " ".join(str(error).split())[:200]
+        return f"MAX cannot open it ({reason}); MAX {_max_version()} needs a current driver: {_driver()} is installed"
+    return architecture_obstacle(gpu_architecture())
+
+
+def _why_no_gpu() -> str:
+    """Says what was looked for, and which part of it this machine lacks."""
+    driver = _driver()
+    if driver is None:
+        return "looked for the drivers of NVIDIA (/proc/driver/nvidia) and AMD (/dev/kfd): there is neither"
+    return (
+        f"{driver} is installed, but MAX {_max_version()} finds no GPU through it: it may be too old, or the GPU hidden"
+    )
+
+
+def _driver() -> str | None:
+    """The GPU driver that is installed, if any, with its version where it tells."""
+    nvidia = Path("/proc/driver/nvidia/version")
+    if nvidia.exists():
+        version = re.search(r"\d+\.\d+(\.\d+)?", nvidia.read_text())
+        return f"NVIDIA driver {version[0] if version else 'of unknown version'}"
+    return "an AMD driver" if Path("/dev/kfd").exists() else None
+
+
+def _max_version() -> str:
+    from importlib.metadata import version
+
+    return version("max")
 
 
 def describe() -> dict[str, str]:
     """What `max-whisper info` prints about this machine."""
-    from max.driver import accelerator_count
-
     target = cpu_target()
     body = next((level.body for level in CPU_LEVELS if level.name == target), "portable SIMD")
     return {
         "cpu": f"{platform.machine()}, {os.cpu_count()} threads",
         "cpu target": f"{target} ({body} kernels)",
-        "gpus": str(accelerator_count()),
+        "gpus": _describe_gpus(),
     }
+
+
+def _describe_gpus() -> str:
+    if (count := accelerator_count()) == 0:
+        return f"none: {_why_no_gpu()}"
+    if obstacle := _obstacle():
+        return f"{count}, not usable: {obstacle}"
+    from max.driver import Accelerator
+
+    names = [Accelerator(number).model_name for number in range(count)]
+    return f"{', '.join(names)} ({gpu_architecture()})"
