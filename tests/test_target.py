@@ -8,7 +8,8 @@ LEVELS = {level.name: level.features for level in target.CPU_LEVELS}
 
 @pytest.fixture
 def cpu(monkeypatch):
-    def set_features(*levels: str, machine: str = "x86_64") -> None:
+    def set_features(*levels: str, machine: str = "x86_64", amx_refusal: str | None = None) -> None:
+        monkeypatch.setattr(target, "amx_refusal", lambda: amx_refusal)
         features = frozenset().union(*(LEVELS[level] for level in levels))
         monkeypatch.setattr(target, "cpu_features", lambda: features)
         monkeypatch.setattr(target.platform, "machine", lambda: machine)
@@ -18,18 +19,40 @@ def cpu(monkeypatch):
 
 
 def test_the_best_level_the_cpu_has(cpu):
-    cpu("x86-64-v2", "x86-64-v3", "x86-64-v4")
-    assert target.cpu_target() == "x86-64-v4"
-    cpu("x86-64-v2", "x86-64-v3")
-    assert target.cpu_target() == "x86-64-v3"
-    cpu("x86-64-v2")
-    assert target.cpu_target() == "x86-64-v2"
+    names = [level.name for level in target.CPU_LEVELS]
+    for best in range(len(names) - 1):
+        cpu(*names[best:])
+        assert target.cpu_target() == names[best]
 
 
 def test_one_missing_feature_is_a_lesser_level(cpu, monkeypatch):
     cpu("x86-64-v2", "x86-64-v3")
     monkeypatch.setattr(target, "cpu_features", lambda: LEVELS["x86-64-v2"] | LEVELS["x86-64-v3"] - {"fma"})
     assert target.cpu_target() == "x86-64-v2"
+
+
+def test_a_level_needs_those_below_it(cpu):
+    cpu("x86-64-v2", "x86-64-v4", "cascadelake", "cooperlake", "sapphirerapids")
+    assert target.cpu_target() == "x86-64-v2"
+
+
+def test_amx_that_the_operating_system_refuses(cpu, monkeypatch):
+    cpu(*LEVELS, amx_refusal="Operation not supported")
+    with pytest.warns(
+        RuntimeWarning, match=r"has AMX, but the operating system refuses it \(Operation not supported\)"
+    ):
+        assert target.cpu_target() == "cooperlake"
+    monkeypatch.setenv(target.TARGET_VARIABLE, "sapphirerapids")
+    with pytest.raises(
+        DeviceError, match=r"sapphirerapids: the operating system refuses AMX \(Operation not supported\)"
+    ):
+        target.cpu_target()
+
+
+def test_asking_for_amx_where_there_is_none():
+    if "amx_tile" in target.cpu_features():
+        pytest.skip("this CPU has AMX")
+    assert target.amx_refusal()
 
 
 def test_a_cpu_below_all_levels(cpu):
@@ -45,7 +68,10 @@ def test_another_architecture(cpu):
 
 @pytest.mark.parametrize(
     ("wanted", "message"),
-    [("x86-64-v4", "this CPU lacks avx512bw"), ("pentium", "expected one of x86-64-v4, x86-64-v3, x86-64-v2")],
+    [
+        ("x86-64-v4", "this CPU lacks avx512bw"),
+        ("pentium", "expected one of " + ", ".join(LEVELS)),
+    ],
 )
 def test_a_level_that_cannot_be_had(cpu, monkeypatch, wanted, message):
     cpu("x86-64-v2", "x86-64-v3")

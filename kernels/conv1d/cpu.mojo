@@ -19,7 +19,8 @@ Cost: 2 * B*T_out*N*3*C operations; (B*T*C + 3*C*N + B*T_out*N) elements moved.
 from std.math import ceildiv
 from std.memory import stack_allocation
 
-from ..cpu.matmul import Epilogue, multiply
+from ..cpu.epilogue import Epilogue
+from ..cpu.matmul import multiply
 from ..data import Data
 from ..linear.cpu import gelu
 

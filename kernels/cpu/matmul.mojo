@@ -3,7 +3,8 @@
     C[m, n] = epilogue( sum over k of A[m, k] * B[k, n] )
 
 A is row-major with any row stride; B is packed in panels of 16 columns, in float32, bfloat16 or int8 (see `tile.mojo`).
-When more than one tile reads a narrow panel, it is widened to float32 once for all of them.
+Narrow panels are multiplied as they are where the CPU has dot products for them (`operand.mojo` says which); the others are
+widened to float32, once for all tiles that read them.
 
             N: panels of 16                     threads share rows of A when there are many (encoder),
         +----+----+----+----+                   panels of B when there are few (a decoding step)
@@ -22,6 +23,10 @@ from std.memory import stack_allocation
 from std.memory.alloc import unsafe_alloc
 
 from ..data import Data
+from .epilogue import Epilogue, finish
+from .narrow import multiply_dots
+from .narrow_amx import multiply_amx
+from .operand import AMX, DEEPEST, operand_type
 from .threads import share, worker_count
 from .tile import (
     MOST_PANELS,
@@ -38,14 +43,6 @@ from .tile import (
 
 comptime BLOCK_BYTES = 192 * 1024
 """Bytes of A kept in the second-level cache while B's panels pass by."""
-
-
-trait Epilogue(TrivialRegisterPassable):
-    """What happens to a finished sum before it is stored."""
-
-    def store[width: Int](self, row: Int, column: Int, sums: SIMD[DType.float32, width]):
-        """Stores `sums`, the product's elements `[row, column ..< column + width]`."""
-        ...
 
 
 def multiply_block[
@@ -76,6 +73,23 @@ def multiply_block[
         columns: Columns of C that exist; a last panel may reach beyond them.
         epilogue: Receives every sum once.
     """
+    comptime if a_type == DType.float32:
+        var rows = row_end - row_begin
+        var x = a.unsafe_bitcast[Float32]()
+        comptime for few in range(2):
+            comptime many = few == 0
+            comptime operand = operand_type(b_type, many=many)
+            comptime if operand != DType.float32:
+                if many == (rows > ROWS) and 0 < rows and depth <= DEEPEST:
+                    comptime if many and AMX:
+                        multiply_amx(
+                            x, a_stride, b, depth, row_begin, row_end, panel_begin, panel_end, columns, epilogue
+                        )
+                    else:
+                        multiply_dots[operand](
+                            x, a_stride, b, depth, row_begin, row_end, panel_begin, panel_end, columns, epilogue
+                        )
+                    return
     var sums = stack_allocation[ROWS * MOST_PANELS * PANEL, DType.float32, alignment=64]()
     var block = max(1, BLOCK_BYTES // (depth * 4 * ROWS + 1)) * ROWS
     var panel_stride = panel_rows[b_type](depth) * row_size[b_type]
@@ -125,21 +139,17 @@ def multiply_block[
                         sums,
                         MOST_PANELS * PANEL,
                     )
-                _finish(rows, row, panel * PANEL, min((panel + panels) * PANEL, columns), sums, epilogue)
+                finish(
+                    rows,
+                    row,
+                    panel * PANEL,
+                    min((panel + panels) * PANEL, columns),
+                    sums,
+                    MOST_PANELS * PANEL,
+                    epilogue,
+                )
     if wide:
         wide.value().unsafe_free()
-
-
-@no_inline  # inlined, a plain copy of the sums is dropped by the optimiser (Mojo 1.2.0)
-def _finish[E: Epilogue, //](rows: Int, row: Int, begin: Int, end: Int, sums: Data[DType.float32], epilogue: E):
-    """Hands the sums of a tile to the epilogue: columns `begin ..< end` of `rows` rows from `row` on."""
-    var whole = begin + (end - begin) // WIDTH * WIDTH
-    for i in range(rows):
-        var line = sums.unsafe_offset(i * MOST_PANELS * PANEL)
-        for column in range(begin, whole, WIDTH):
-            epilogue.store(row + i, column, line.unsafe_load[width=WIDTH](column - begin))
-        for column in range(whole, end):
-            epilogue.store[1](row + i, column, line[unsafe_offset=column - begin])
 
 
 def multiply[

@@ -31,7 +31,8 @@ from std.sys import size_of
 from std.utils.numerics import isfinite, nan
 
 from ..cpu.math import exp
-from ..cpu.matmul import Epilogue, multiply, multiply_block
+from ..cpu.epilogue import Epilogue
+from ..cpu.matmul import multiply, multiply_block
 from ..cpu.threads import grain, share
 from ..cpu.tile import PANEL, WIDTH
 from ..data import Data

@@ -8,7 +8,7 @@ applied to the sums while they are in registers, so they cost no pass over memor
 """
 
 from ..cpu.math import erf
-from ..cpu.matmul import Epilogue
+from ..cpu.epilogue import Epilogue
 from ..data import Data
 
 comptime INV_SQRT2 = Float32(0.70710678118654752440)

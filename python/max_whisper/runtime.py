@@ -21,7 +21,7 @@ from max.dtype import DType
 
 from max_whisper.errors import DeviceError
 from max_whisper.resident import release_code
-from max_whisper.target import use_cpu_target
+from max_whisper.target import EMULATIONS, use_cpu_target
 
 if TYPE_CHECKING:
     from max.engine import InferenceSession
@@ -57,8 +57,11 @@ def session() -> "InferenceSession":
     from max.engine import InferenceSession
 
     use()
-    use_cpu_target("gpu" if "gpu" in _used else "cpu")
-    return InferenceSession(devices=_devices())
+    target = use_cpu_target("gpu" if "gpu" in _used else "cpu")
+    made = InferenceSession(devices=_devices())
+    if target in EMULATIONS:
+        made._set_mojo_define("MAX_WHISPER_EMULATE", EMULATIONS[target])
+    return made
 
 
 @cache

@@ -4,9 +4,11 @@ The host's model name can lie (a virtual machine may hide AMX behind an older na
 so the level is chosen from the features that the kernel of the operating system reports.
 """
 
+import ctypes
 import os
 import platform
 import re
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -42,12 +44,30 @@ class CpuLevel:
     body: str
 
 
+_SAPPHIRE_RAPIDS = """
+    amx_tile amx_bf16 amx_int8 avx512_fp16 avx512vbmi avx512_vbmi2 avx512_bitalg avx512_vpopcntdq avx512ifma
+    avx_vnni gfni vaes vpclmulqdq sha_ni
+"""
+
 CPU_LEVELS = (
+    CpuLevel("sapphirerapids", frozenset(_SAPPHIRE_RAPIDS.split()), "AMX"),
+    CpuLevel("cooperlake", frozenset({"avx512_bf16"}), "AVX-512 with BF16 and VNNI"),
+    CpuLevel("cascadelake", frozenset({"avx512_vnni"}), "AVX-512 with VNNI"),
     CpuLevel("x86-64-v4", frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}), "AVX-512"),
     CpuLevel("x86-64-v3", frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"}), "AVX2"),
     CpuLevel("x86-64-v2", frozenset({"sse4_2", "ssse3", "popcnt"}), "SSE"),
 )
 """The x86-64 levels, best first. On another architecture there is one, the host itself."""
+
+EMULATIONS = {"emulated-amx": "amx", "emulated-avx512": "avx512"}
+"""For tests, beside CPU_LEVELS: the host's level with dot product instructions it lacks computed in plain memory, and what
+`kernels/cpu/operand.mojo` calls them."""
+
+
+def needed_features(name: str) -> frozenset[str]:
+    """All flags of /proc/cpuinfo that a level needs: its own and those of the levels below."""
+    names = [level.name for level in CPU_LEVELS]
+    return frozenset().union(*(level.features for level in CPU_LEVELS[names.index(name) :]))
 
 
 @cache
@@ -62,6 +82,21 @@ def cpu_features() -> frozenset[str]:
     return frozenset()
 
 
+@cache
+def amx_refusal() -> str | None:
+    """Asks the operating system, once, to let this process use the tile registers of AMX; without, they are illegal.
+
+    Returns:
+        None if it agreed, else its reason.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18  # <asm/unistd_64.h>, <asm/prctl.h>, Intel's XTILEDATA
+    arguments = (ctypes.c_long(value) for value in (arch_prctl, request_permission, tile_data))
+    if libc.syscall(*arguments) == 0:
+        return None
+    return os.strerror(ctypes.get_errno())
+
+
 def cpu_target(device: str = "cpu") -> str:
     """Chooses what to compile CPU code for: a level of CPU_LEVELS, or "host" on other architectures.
 
@@ -69,26 +104,42 @@ def cpu_target(device: str = "cpu") -> str:
         device: Where the kernels run. On a GPU, CPU code only launches them: it is compiled for AVX2, so that graphs can be
             built on one machine and used on another.
 
+    A level with AMX is chosen only if the operating system lets the process use it; if not, a warning says so.
+
     Raises:
-        DeviceError: `$MAX_WHISPER_CPU_TARGET` names no level, or one that this CPU does not have.
+        DeviceError: `$MAX_WHISPER_CPU_TARGET` names no level, or one that this machine does not have.
     """
     wanted = os.environ.get(TARGET_VARIABLE)
-    if platform.machine() != "x86_64":
-        if wanted:
-            raise DeviceError(f"{TARGET_VARIABLE}={wanted}: levels exist for x86-64 only, this is {platform.machine()}")
-        return "host"
+    if wanted in EMULATIONS:
+        return wanted
+    if wanted and platform.machine() != "x86_64":
+        raise DeviceError(f"{TARGET_VARIABLE}={wanted}: levels exist for x86-64 only, this is {platform.machine()}")
     if wanted:
-        levels = [level for level in CPU_LEVELS if level.name == wanted]
-        if not levels:
+        if wanted not in {level.name for level in CPU_LEVELS}:
             known = ", ".join(level.name for level in CPU_LEVELS)
             raise DeviceError(f"{TARGET_VARIABLE}={wanted}: expected one of {known}")
-        missing = levels[0].features - cpu_features()
+        missing = needed_features(wanted) - cpu_features()
         if missing:
             raise DeviceError(f"{TARGET_VARIABLE}={wanted}: this CPU lacks {', '.join(sorted(missing))}; unset it")
+        if "amx_tile" in needed_features(wanted) and (reason := amx_refusal()):
+            raise DeviceError(f"{TARGET_VARIABLE}={wanted}: the operating system refuses AMX ({reason}); unset it")
         return wanted
-    for level in CPU_LEVELS if device == "cpu" else CPU_LEVELS[1:]:
-        if level.features <= cpu_features():
-            return level.name
+    return host_level(device)
+
+
+def host_level(device: str = "cpu") -> str:
+    """The best level of CPU_LEVELS that this machine has, AVX2 at most for a GPU; "host" on other architectures."""
+    if platform.machine() != "x86_64":
+        return "host"
+    levels = CPU_LEVELS if device == "cpu" else CPU_LEVELS[-2:]
+    for level in levels:
+        if not needed_features(level.name) <= cpu_features():
+            continue
+        if "amx_tile" in level.features and (reason := amx_refusal()):
+            message = f"this CPU has AMX, but the operating system refuses it ({reason}): computing with AVX-512"
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
+            continue
+        return level.name
     raise DeviceError(
         "this CPU has no SSE4.2, the least the kernels are compiled for; use an x86-64 CPU of 2009 or later"
     )
@@ -100,8 +151,9 @@ def use_cpu_target(device: str = "cpu") -> str:
     from max import driver
 
     target = cpu_target(device)
-    if target != "host":
-        driver.set_virtual_cpu_target(target)
+    level = host_level(device) if target in EMULATIONS else target
+    if level != "host":
+        driver.set_virtual_cpu_target(level)
     return target
 
 

@@ -4,6 +4,9 @@ import math
 
 import numpy as np
 
+from max_whisper import target
+from max_whisper.packing import to_bfloat16
+
 erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
@@ -25,8 +28,35 @@ def unpack_linear(packed: np.ndarray, columns: int, depth: int) -> np.ndarray:
     return (values * scales[..., None]).reshape(panels * 16, -1)[:columns, :depth]
 
 
+# What activations are rounded to where more rows than a register tile holds meet narrow weights (fewer: 12 bits with int8):
+# the table of kernels/cpu/operand.mojo. By CPU level: the steps for int8's activations, and whether bfloat16's are rounded.
+_OPERANDS = {
+    "sapphirerapids": (127, True),
+    "cooperlake": (127, True),
+    "cascadelake": (127, False),
+    "emulated-amx": (127, True),
+    "emulated-avx512": (127, True),
+}
+_ROWS = {"x86-64-v2": 3, "x86-64-v3": 6, "host": 6}
+
+
+def as_multiplied(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Rows (M, K) of one product as the CPU's body for such weights multiplies them."""
+    if weight.dtype.kind == "f":
+        return x
+    few = len(x) <= _ROWS.get(target.host_level(), 12)
+    steps, rounds_bfloat16 = (2047, False) if few else _OPERANDS.get(target.cpu_target(), (2047, False))
+    x32 = x.astype(np.float32)
+    if weight.dtype == np.uint16:
+        return (to_bfloat16(x32).astype(np.uint32) << 16).view(np.float32).astype(np.float64) if rounds_bfloat16 else x
+    scale = np.abs(x32).max(1, keepdims=True) / np.float32(steps)
+    inverse = np.float32(1) / np.where(scale > 0, scale, np.float32(np.inf))
+    return np.rint(x32.astype(np.float64) * inverse) * scale
+
+
 def linear(x, weight, bias, residual=None, *, gelu: bool = False):
-    y = x @ unpack_linear(weight, len(bias), x.shape[-1]).T + bias
+    rows = as_multiplied(x.reshape(-1, x.shape[-1]), weight).reshape(x.shape)
+    y = rows @ unpack_linear(weight, len(bias), x.shape[-1]).T + bias
     if gelu:
         y = globals()["gelu"](y)
     return y if residual is None else y + residual
@@ -49,9 +79,13 @@ def conv1d(x, weight, bias, positions=None, *, stride: int):
     """Three taps, zeros beyond both ends, GELU, positions."""
     channels = x.shape[2]
     padded = np.pad(x, ((0, 0), (1, 1), (0, 0)))
-    taps = [padded[:, j : padded.shape[1] - 2 + j : stride] for j in range(3)]
-    w = unpack_linear(weight, len(bias), 3 * channels).reshape(len(bias), 3, channels)
-    y = gelu(sum(tap @ w[:, j].T for j, tap in enumerate(taps)) + bias)
+    windows = np.concatenate([padded[:, j : padded.shape[1] - 2 + j : stride] for j in range(3)], axis=2)
+    inside = slice(1, max((x.shape[1] - 2) // stride + 1, 1))  # the others reach beyond an end: a product for each
+    for window in windows:
+        window[inside] = as_multiplied(window[inside], weight)
+        for edge in {0, len(window) - 1} - set(range(*inside.indices(len(window)))):
+            window[edge] = as_multiplied(window[[edge]], weight)[0]
+    y = gelu(windows @ unpack_linear(weight, len(bias), 3 * channels).T + bias)
     return y if positions is None else y + positions
 
 
@@ -72,7 +106,8 @@ def embed(tokens, past, vocabulary, positions, *, n_vocab: int):
 
 
 def logits(hidden, at, vocabulary, *, n_vocab: int):
-    return hidden[np.arange(len(at)), at] @ unpack_linear(vocabulary, n_vocab, hidden.shape[-1]).T
+    rows = as_multiplied(hidden[np.arange(len(at)), at], vocabulary)
+    return rows @ unpack_linear(vocabulary, n_vocab, hidden.shape[-1]).T
 
 
 def log_softmax(x):

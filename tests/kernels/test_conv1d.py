@@ -38,7 +38,7 @@ def test_matches_reference(rng, shape, stride):
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def test_narrow_weights(rng, shape, dtype):
-    """The products are of float32, so the bound is float32's; the reference multiplies with the same rounded weights."""
+    """The reference multiplies the same rounded numbers; sums are of float32, or exact: the bound is float32's."""
     check(ops.conv1d, arguments(rng, *shape, dtype=dtype), references.conv1d, stride=2, **FLOAT32_TOLERANCE)
 
 

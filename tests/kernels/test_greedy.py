@@ -145,7 +145,7 @@ def test_real_vocabulary(rng, batch):
 @pytest.mark.parametrize("batch", [1, 7])
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_narrow_vocabulary(rng, dtype, batch):
-    """The products are of float32, so the bound is float32's; the reference multiplies with the same rounded weights."""
+    """The reference multiplies the same rounded numbers; sums are of float32, or exact: the bound is float32's."""
     mask = np.zeros(300, np.uint8)
     hidden = rng.standard_normal((batch, 3, 61), dtype=np.float32)
     panels = pack_linear(rng.standard_normal((300, 61), dtype=np.float32), dtype)

@@ -43,7 +43,7 @@ def test_matches_reference(rng, shape, gelu):
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("shape", [*SHAPES, (6, 3, 17), (7, 5, 33), (8, 62, 17)], ids=lambda s: "x".join(map(str, s)))
 def test_narrow_weights(rng, shape, dtype):
-    """The products are of float32, so the bound is float32's; the reference multiplies with the same rounded weights."""
+    """The reference multiplies the same rounded numbers; sums are of float32, or exact: the bound is float32's."""
     check(ops.linear, arguments(rng, *shape, dtype=dtype), references.linear, gelu=False, **FLOAT32_TOLERANCE)
 
 

@@ -1,0 +1,236 @@
+"""The tile unit of a CPU with AMX: eight registers of 16 rows x 64 bytes, and one instruction that multiplies two of them.
+
+    C (16 x 16) += A (16 x K) B (K x 16)        K = 32 in bfloat16 with float32 sums, 64 in int8 with int32 sums
+
+            64 bytes              64 bytes               64 bytes
+          +----------+          +----------+           +----------+
+       16 | A[i, k]  |       16 | B: row r | holds     | C[i, n]  | 16       4 bytes of B hold G = 2 or 4 neighbouring k of
+          +----------+          |  16 n's  | k = G*r.. +----------+          one column: a row of a packed panel is a row of B,
+                                +----------+                                 and 16 of them, 1 KB, are a register
+
+Two implementations of the same few operations: the instructions, and a picture of them in plain memory, with which the
+blocking, packing, tails and epilogues around them are tested on any CPU.
+
+A block of 2 x 2 registers of C needs 4 loads for 4 products: 4 * 16*16*K multiply-adds per 4 KB from the first cache.
+
+Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
+"""
+
+from std.memory import bitcast, stack_allocation
+from std.sys import llvm_intrinsic
+
+from ..data import Data
+
+comptime TILE_ROWS = 16
+"""Rows of a register."""
+
+comptime TILE_BYTES = 1024
+"""Bytes of a register."""
+
+comptime REGISTERS = 8
+
+
+trait TileUnit(TrivialRegisterPassable):
+    """Eight tile registers, named by number."""
+
+    def __init__(out self, memory: Data[DType.int32]):
+        """Takes memory for what the CPU has no registers for.
+
+        Args:
+            memory: `REGISTERS * TILE_BYTES` bytes, aligned to 64.
+        """
+        ...
+
+    def begin(self):
+        """Gives all registers 16 rows of 64 bytes. To be called by every thread before its first product."""
+        ...
+
+    def end(self):
+        """Gives the registers back: a thread that holds none is cheaper to switch."""
+        ...
+
+    def clear[c: Int](self):
+        """Fills register c with zeros."""
+        ...
+
+    def load[t: Int](self, x: Data[DType.int32]):
+        """Fills register t from 1 KB."""
+        ...
+
+    def multiply[operand: DType, c: Int, a: Int, b: Int](self):
+        """Adds the product of registers a and b to register c.
+
+        Parameters:
+            operand: DType.bfloat16 or DType.int8.
+            c: A register of float32 or int32.
+            a: The left factor.
+            b: The right factor.
+        """
+        ...
+
+    def store[c: Int](self, y: Data[DType.int32], stride: Int):
+        """Writes the 16 rows of register c, `stride` elements apart."""
+        ...
+
+
+struct HardwareTiles(TileUnit):
+    """The instructions of a CPU with AMX. The process must have the kernel's permission, see `max_whisper.target`."""
+
+    def __init__(out self, memory: Data[DType.int32]):
+        """Needs no memory."""
+        pass
+
+    @always_inline
+    def begin(self):
+        """Loads the configuration: palette 1, and for each register 64 bytes a row, 16 rows."""
+        var configuration = stack_allocation[64, DType.uint8, alignment=64]()
+        for i in range(64):
+            configuration[unsafe_offset=i] = 0
+        configuration[unsafe_offset=0] = 1
+        for t in range(REGISTERS):
+            configuration[unsafe_offset=16 + 2 * t] = 64
+            configuration[unsafe_offset=48 + t] = UInt8(TILE_ROWS)
+        llvm_intrinsic["llvm.x86.ldtilecfg", NoneType](configuration)
+
+    @always_inline
+    def end(self):
+        """Releases the registers."""
+        llvm_intrinsic["llvm.x86.tilerelease", NoneType]()
+
+    @always_inline
+    def clear[c: Int](self):
+        """Clears a register."""
+        llvm_intrinsic["llvm.x86.tilezero", NoneType](Int8(c))
+
+    @always_inline
+    def load[t: Int](self, x: Data[DType.int32]):
+        """Loads a register."""
+        llvm_intrinsic["llvm.x86.tileloadd64", NoneType](Int8(t), x, Int64(64))
+
+    @always_inline
+    def multiply[operand: DType, c: Int, a: Int, b: Int](self):
+        """Multiplies and adds."""
+        comptime if operand == DType.bfloat16:
+            llvm_intrinsic["llvm.x86.tdpbf16ps", NoneType](Int8(c), Int8(a), Int8(b))
+        else:
+            comptime assert operand == DType.int8, "AMX multiplies bfloat16 and int8"
+            llvm_intrinsic["llvm.x86.tdpbssd", NoneType](Int8(c), Int8(a), Int8(b))
+
+    @always_inline
+    def store[c: Int](self, y: Data[DType.int32], stride: Int):
+        """Stores a register."""
+        llvm_intrinsic["llvm.x86.tilestored64", NoneType](Int8(c), y, Int64(4 * stride))
+
+
+struct EmulatedTiles(TileUnit):
+    """The same in plain memory, for tests on a CPU without AMX."""
+
+    var registers: Data[DType.int32]
+
+    def __init__(out self, memory: Data[DType.int32]):
+        """Keeps the registers in the memory given."""
+        self.registers = memory
+
+    @always_inline
+    def _row[t: Int](self, row: Int) -> Data[DType.int32]:
+        return self.registers.unsafe_offset(t * TILE_BYTES // 4 + row * 16)
+
+    def begin(self):
+        """Fills the registers with what no result may depend on."""
+        for i in range(REGISTERS * TILE_BYTES // 4):
+            self.registers[unsafe_offset=i] = -1  # NaN in float32 and in bfloat16
+
+    def end(self):
+        """Nothing is to be given back."""
+        pass
+
+    def clear[c: Int](self):
+        """Clears a register."""
+        for row in range(TILE_ROWS):
+            self._row[c](row).unsafe_store(0, SIMD[DType.int32, 16](0))
+
+    def load[t: Int](self, x: Data[DType.int32]):
+        """Loads a register."""
+        for row in range(TILE_ROWS):
+            self._row[t](row).unsafe_store(0, x.unsafe_load[width=16](row * 16))
+
+    def multiply[operand: DType, c: Int, a: Int, b: Int](self):
+        """Multiplies and adds, 4 bytes of k at a time."""
+        for row in range(TILE_ROWS):
+            var sums = self._row[c](row).unsafe_load[width=16](0)
+            for k in range(16):
+                var a_k = SIMD[DType.int32, 16](self._row[a](row)[unsafe_offset=k])
+                var b_k = self._row[b](k).unsafe_load[width=16](0)
+                comptime if operand == DType.bfloat16:
+                    var total = bitcast[DType.float32, 16](sums)
+                    total = bitcast[DType.float32, 16](a_k << 16).fma(bitcast[DType.float32, 16](b_k << 16), total)
+                    total = bitcast[DType.float32, 16](a_k & -65536).fma(
+                        bitcast[DType.float32, 16](b_k & -65536), total
+                    )
+                    sums = bitcast[DType.int32, 16](total)
+                else:
+                    comptime for byte in range(4):
+                        sums += (a_k << Int32(24 - 8 * byte) >> 24) * (b_k << Int32(24 - 8 * byte) >> 24)
+            self._row[c](row).unsafe_store(0, sums)
+
+    def store[c: Int](self, y: Data[DType.int32], stride: Int):
+        """Stores a register."""
+        for row in range(TILE_ROWS):
+            y.unsafe_store(row * stride, self._row[c](row).unsafe_load[width=16](0))
+
+
+@no_inline
+def multiply_tiles[
+    T: TileUnit, //, operand: DType, strips: Int, panels: Int
+](
+    tiles: T,
+    a: Data[DType.int32],
+    a_strip_stride: Int,
+    b: Data[DType.int32],
+    b_panel_stride: Int,
+    tails: Data[DType.int32],
+    whole: Int,
+    sums: Data[DType.int32],
+    sums_stride: Int,
+):
+    """Stores `a @ b` for one or two strips of 16 rows and one or two panels. Strides count 4 bytes.
+
+    Parameters:
+        T: The tile unit.
+        operand: DType.bfloat16 or DType.int8.
+        strips: Strips of a.
+        panels: Panels of b.
+
+    Args:
+        tiles: The tile unit, after `begin`.
+        a: The strips as registers take them, 1 KB after another; the last one padded with zeros.
+        a_strip_stride: From one strip to the next.
+        b: First row of values of the first panel.
+        b_panel_stride: From one panel to the next.
+        tails: For each panel what is left behind `whole` KB of it, padded to 1 KB; not read if `a` ends there too.
+        whole: KB of a panel that are read where they lie.
+        sums: Receives float32 or int32.
+        sums_stride: From one row of the sums to the next.
+    """
+    comptime size = TILE_BYTES // 4
+    comptime for c in range(strips * panels):
+        tiles.clear[c]()
+
+    @always_inline
+    def add(i: Int, b_i: Data[DType.int32], stride: Int) {imm tiles, imm a, imm a_strip_stride}:
+        comptime for s in range(strips):
+            tiles.load[4 + s](a.unsafe_offset(s * a_strip_stride + i * size))
+        comptime for p in range(panels):
+            tiles.load[6 + p](b_i.unsafe_offset(p * stride))
+        comptime for s in range(strips):
+            comptime for p in range(panels):
+                tiles.multiply[operand, s * panels + p, 4 + s, 6 + p]()
+
+    for i in range(whole):
+        add(i, b.unsafe_offset(i * size), b_panel_stride)
+    if a_strip_stride > whole * size:
+        add(whole, tails, size)
+
+    comptime for s in range(strips):
+        comptime for p in range(panels):
+            tiles.store[s * panels + p](sums.unsafe_offset(s * TILE_ROWS * sums_stride + p * 16), sums_stride)

@@ -1,0 +1,220 @@
+"""What a CPU multiplies with narrow weights: the operands of its dot product, and how rows of A become them.
+
+Dot products of narrow numbers do more arithmetic per instruction than float32, and widen less to get there. "Few" rows
+are those of one register tile, where reading the weights is what takes the time:
+
+| weights  | rows | CPU           | A is rounded to | instruction              | multiply-adds to float32's |
+| -------- | ---- | ------------- | --------------- | ------------------------ | -------------------------- |
+| bfloat16 | many | AMX           | bfloat16        | tdpbf16ps                | 16                         |
+| bfloat16 | many | AVX-512 BF16  | bfloat16        | vdpbf16ps                | 2                          |
+| bfloat16 | all other cases      | (float32)       | b is widened, `tile.mojo` | 1                         |
+| int8     | many | AMX           | 8 bits, by row  | tdpbssd                  | 32                         |
+| int8     | many | AVX-512 VNNI  | 8 bits, by row  | vpdpbusd                 | 4                          |
+| int8     | all other cases      | 12 bits, by row | vpmaddwd                 | 2                          |
+
+"8 bits, by row": x[i, k] ~ scale[i] * n with |n| <= 127, scale[i] = max |x[i, :]| / 127. Sums of products of integers are
+exact in int32. AVX2 could multiply bytes (vpmaddubsw), but its sums of two saturate beyond 7 bits, and it takes a third
+instruction: int16 is as fast, and leaves room for 12 bits, |n| <= 2047, as long as K is at most 8192.
+
+Rows of A go in strips, as the instruction takes them: R rows side by side, C times 4 bytes of each, then the next:
+
+    SIMD (C = 1)   a[k..][row 0] a[k..][row 1] ... a[k..][row R-1] | next 4 bytes of each row | ...
+    AMX (C = 16)   64 bytes of row 0 | ... | 64 bytes of row 15    | next 64 bytes of each    | ...
+
+Four neighbouring k of int8, a, b, c, d, become int16 in the order a c | b d: from bytes, that takes shifts only.
+"""
+
+from std.memory import bitcast
+from std.sys import CompilationTarget, llvm_intrinsic, size_of
+from std.sys.defines import get_defined_string
+
+from ..data import Data
+from .tile import WIDTH
+
+comptime EMULATED = get_defined_string["MAX_WHISPER_EMULATE", ""]()
+"""For tests: "amx" or "avx512" takes the CPU for one with these instructions, and computes in plain memory what they do."""
+
+comptime HARDWARE_AMX = CompilationTarget._has_feature["amx-bf16"]() and CompilationTarget._has_feature["amx-int8"]()
+comptime AMX = HARDWARE_AMX or EMULATED == "amx"
+comptime HARDWARE_DOT_BFLOAT16 = CompilationTarget._has_feature["avx512bf16"]() and WIDTH == 16
+comptime HARDWARE_DOT_INT8 = CompilationTarget._has_feature["avx512vnni"]() and WIDTH == 16
+comptime DOT_BFLOAT16 = HARDWARE_DOT_BFLOAT16 or EMULATED == "avx512"
+comptime DOT_INT8 = HARDWARE_DOT_INT8 or EMULATED == "avx512"
+
+comptime DEEPEST = 8192
+"""Longest sum whose integers are sure to fit into int32: 127 * 2047 * 8192 < 2^31."""
+
+
+def operand_type(weights: DType, *, many: Bool) -> DType:
+    """What A is rounded to; float32 if these weights are widened instead."""
+    if not many:
+        return DType.int16 if weights == DType.int8 else DType.float32
+    if weights == DType.int8:
+        return DType.int8 if AMX else (DType.uint8 if DOT_INT8 else DType.int16)
+    if weights == DType.bfloat16 and (AMX or DOT_BFLOAT16):
+        return DType.bfloat16
+    return DType.float32
+
+
+comptime sum_type[operand: DType]: DType = DType.float32 if operand == DType.bfloat16 else DType.int32
+"""Element type of the sums."""
+
+comptime lanes[operand: DType]: Int = 4 // size_of[operand]()
+"""G: values of k in 4 bytes."""
+
+comptime steps[operand: DType]: Float32 = 2047 if operand == DType.int16 else 127
+"""Largest magnitude of an integer that stands for an activation."""
+
+comptime BYTE_OFFSET = 128
+"""What is added to activations of 8 bits where the instruction takes them without sign (vpdpbusd)."""
+
+
+@always_inline
+def dot[
+    operand: DType
+](sums: SIMD[DType.int32, WIDTH], a: SIMD[DType.int32, WIDTH], b: SIMD[DType.int32, WIDTH]) -> SIMD[DType.int32, WIDTH]:
+    """Adds the dot product of the G values in every 4 bytes.
+
+    Parameters:
+        operand: Type of a's values; b's are the same, but signed where a's are not.
+
+    Args:
+        sums: The bits of float32 for bfloat16, else int32.
+        a: G values in each lane.
+        b: G values in each lane.
+    """
+    comptime if operand == DType.bfloat16:
+        var total = bitcast[DType.float32, WIDTH](sums)
+        comptime if HARDWARE_DOT_BFLOAT16:
+            total = llvm_intrinsic["llvm.x86.avx512bf16.dpbf16ps.512", SIMD[DType.float32, WIDTH]](
+                total, bitcast[DType.bfloat16, 2 * WIDTH](a), bitcast[DType.bfloat16, 2 * WIDTH](b)
+            )
+        else:
+            total = bitcast[DType.float32, WIDTH](a << 16).fma(bitcast[DType.float32, WIDTH](b << 16), total)
+            total = bitcast[DType.float32, WIDTH](a & -65536).fma(bitcast[DType.float32, WIDTH](b & -65536), total)
+        return bitcast[DType.int32, WIDTH](total)
+    elif operand == DType.uint8:
+        comptime if HARDWARE_DOT_INT8:
+            return llvm_intrinsic["llvm.x86.avx512.vpdpbusd.512", SIMD[DType.int32, WIDTH]](
+                sums, bitcast[DType.uint8, 4 * WIDTH](a), bitcast[DType.int8, 4 * WIDTH](b)
+            )
+        else:
+            var total = sums
+            comptime for byte in range(4):
+                total += ((a >> Int32(8 * byte)) & 255) * (b << Int32(24 - 8 * byte) >> 24)
+            return total
+    else:
+        comptime assert operand == DType.int16, "the SIMD bodies multiply bfloat16, uint8 and int16"
+        var a_16 = bitcast[DType.int16, 2 * WIDTH](a)
+        var b_16 = bitcast[DType.int16, 2 * WIDTH](b)
+        comptime if CompilationTarget.is_x86() and WIDTH == 16:
+            return sums + llvm_intrinsic["llvm.x86.avx512.pmaddw.d.512", SIMD[DType.int32, WIDTH]](a_16, b_16)
+        elif CompilationTarget.is_x86() and WIDTH == 8:
+            return sums + llvm_intrinsic["llvm.x86.avx2.pmadd.wd", SIMD[DType.int32, WIDTH]](a_16, b_16)
+        elif CompilationTarget.is_x86() and WIDTH == 4:
+            return sums + llvm_intrinsic["llvm.x86.sse2.pmadd.wd", SIMD[DType.int32, WIDTH]](a_16, b_16)
+        else:
+            return sums + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16)
+
+
+comptime _ROUND = Float32(12582912)
+"""1.5 * 2^23: adding it rounds to an integer that stands, as two's complement, in the low bits."""
+
+
+def _scale[operand: DType](x: Data[DType.float32], depth: Int) -> Float32:
+    """What a step of a row's integers stands for; NaN if the row holds NaN or infinity."""
+    var largest = SIMD[DType.float32, WIDTH](0)
+    var poison = SIMD[DType.float32, WIDTH](0)
+    var whole = depth // WIDTH * WIDTH
+    for k in range(0, whole, WIDTH):
+        var value = x.unsafe_load[width=WIDTH](k)
+        largest = max(largest, abs(value))
+        poison = value.fma(SIMD[DType.float32, WIDTH](0), poison)
+    var top = largest.reduce_max()
+    var bad = poison.reduce_add()
+    for k in range(whole, depth):
+        top = max(top, abs(x[unsafe_offset=k]))
+        bad += x[unsafe_offset=k] * 0
+    return top / steps[operand] + bad
+
+
+@always_inline
+def _operands[operand: DType](x: SIMD[DType.float32, 16], inverse: Float32) -> SIMD[DType.int32, 16 // lanes[operand]]:
+    """16 neighbouring values of a row, rounded: to bfloat16, or to the integers nearest to x * inverse, ties to even.
+    """
+    comptime words = 16 // lanes[operand]
+    comptime if operand == DType.bfloat16:
+        var bits = bitcast[DType.int32, 16](x)
+        var nearest = bits + 0x7FFF + ((bits >> 16) & 1)
+        var even, odd = x.ne(x).select(bits | 0x400000, nearest).deinterleave()  # what is NaN stays NaN
+        return rebind[SIMD[DType.int32, words]](((even >> 16) & 0xFFFF) | (odd & -65536))
+    else:
+        var bits = bitcast[DType.int32, 16](x.fma(SIMD[DType.float32, 16](inverse), SIMD[DType.float32, 16](_ROUND)))
+        var even, odd = bits.deinterleave()
+        var a, c = even.deinterleave()
+        var b, d = odd.deinterleave()
+        comptime if operand == DType.int16:
+            return rebind[SIMD[DType.int32, words]](((a & 0xFFFF) | (c << 16)).interleave((b & 0xFFFF) | (d << 16)))
+        else:
+            comptime offset = Int32(BYTE_OFFSET if operand == DType.uint8 else 0)
+            return rebind[SIMD[DType.int32, words]](
+                ((a + offset) & 255) | ((b + offset) & 255) << 8 | ((c + offset) & 255) << 16 | (d + offset) << 24
+            )
+
+
+@no_inline
+def pack_strip[
+    operand: DType
+](
+    x: Data[DType.float32],
+    stride: Int,
+    rows: Int,
+    strip: Int,
+    chunk: Int,
+    depth: Int,
+    words: Int,
+    packed: Data[DType.int32],
+    scales: Data[DType.float32],
+):
+    """Lays a strip of A out, rounded to operands.
+
+    Parameters:
+        operand: What to round to.
+
+    Args:
+        x: First element of the strip's first row.
+        stride: Elements from one row to the next.
+        rows: Rows there are; the others of the strip become zeros.
+        strip: R.
+        chunk: C.
+        depth: Elements of a row.
+        words: Times 4 bytes of a packed row, a multiple of C; those behind the last element become zeros.
+        packed: Receives `strip * words` times 4 bytes.
+        scales: Receives the scale of each row; untouched for bfloat16.
+    """
+    comptime size = 16 // lanes[operand]
+    for row in range(strip):
+        var inverse = Float32(0)
+        comptime if operand != DType.bfloat16:
+            var scale = Float32(0)
+            if row < rows:
+                scale = _scale[operand](x.unsafe_offset(row * stride), depth)
+            scales[unsafe_offset=row] = scale
+            if scale > 0:
+                inverse = 1 / scale
+        for first in range(0, words, size):
+            var k = first * lanes[operand]
+            var values = SIMD[DType.float32, 16](0)
+            if row < rows:
+                if k + 16 <= depth:
+                    values = x.unsafe_load[width=16](row * stride + k)
+                else:
+                    for i in range(depth - k):
+                        values[i] = x[unsafe_offset=row * stride + k + i]
+            var out = _operands[operand](values, inverse)
+            if strip == 1 and first + size <= words:
+                packed.unsafe_store(first, out)
+            else:
+                for i in range(min(size, words - first)):
+                    var word = first + i
+                    packed[unsafe_offset=(word // chunk * strip + row) * chunk + word % chunk] = out[i]
