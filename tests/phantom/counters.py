@@ -54,12 +54,12 @@ class Counters:
         """Bytes between global memory and the chip, in whole sectors."""
         return SECTOR * (self.sectors_read + self.sectors_written)
 
-    def count_global(self, address: np.ndarray, warp: np.ndarray, size: int, *, write: bool) -> None:
-        """Counts one instruction's accesses: address and warp of every lane that takes part, bytes of each."""
-        first, last = address // SECTOR, (address + size - 1) // SECTOR
-        pairs = np.concatenate([warp * (1 << 40) + first, warp * (1 << 40) + last])
-        sectors = len(np.unique(pairs))
-        self.requests += len(np.unique(warp))
+    def count_global(self, address: np.ndarray, threads: np.ndarray, size: int, *, write: bool) -> None:
+        """Counts one instruction's accesses: address of every thread that takes part, bytes of each, aligned to them."""
+        sector = address // SECTOR
+        _, distinct = _distinct(sector - sector.min(), threads, 32)
+        sectors = int(np.count_nonzero(distinct))
+        self.requests += int(np.count_nonzero(distinct.any(axis=1)))
         if write:
             self.global_written += size * len(address)
             self.sectors_written += sectors
@@ -67,16 +67,22 @@ class Counters:
             self.global_read += size * len(address)
             self.sectors_read += sectors
 
-    def count_shared(self, offset: np.ndarray, warp: np.ndarray, lane: np.ndarray, size: int) -> None:
-        """Counts one instruction's accesses to shared memory: of 8 and 16 bytes, half and quarter warps at a time."""
-        words = max(1, size // 4)
-        group = warp * words + lane * words // 32
-        word = (offset[:, None] // 4 + np.arange(words)).ravel()
-        group = np.repeat(group, words)
-        distinct = np.unique(group * (1 << 32) + word)
-        group, bank = distinct >> 32, distinct % BANKS
-        keys, counts = np.unique(group * BANKS + bank, return_counts=True)
-        owners = keys // BANKS
-        starts = np.flatnonzero(np.diff(owners, prepend=-1))
-        self.shared_wavefronts += int(np.maximum.reduceat(counts, starts).sum())
-        self.shared_ideal += len(starts)
+    def count_shared(self, offset: np.ndarray, threads: np.ndarray, size: int) -> None:
+        """Counts one instruction's accesses to shared memory: 128 bytes at a time, so 16 bytes take quarters of a warp."""
+        width = max(4, size)
+        lanes = BANKS * 4 // width
+        rows, distinct = _distinct(offset // width, threads, lanes)
+        banks = rows % lanes + lanes * np.arange(len(rows))[:, None]
+        passes = np.bincount(banks[distinct], minlength=rows.size).reshape(rows.shape).max(axis=1)
+        self.shared_wavefronts += int(passes.sum())
+        self.shared_ideal += int(np.count_nonzero(passes))
+
+
+def _distinct(values: np.ndarray, threads: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sorts values, which are not negative, among every so many lanes; says which of them are new in their row."""
+    rows = np.full((int(threads.max()) // lanes + 1, lanes), -1, np.int32)
+    rows.reshape(-1)[threads] = values
+    rows.sort(axis=1)
+    distinct = rows >= 0
+    distinct[:, 1:] &= rows[:, 1:] != rows[:, :-1]
+    return rows, distinct

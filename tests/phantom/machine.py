@@ -232,7 +232,7 @@ class Machine:
         if missing.any():
             raise self.fault(f"read of {space} memory that nobody wrote", threads[missing], address)
         if space == "global" and self.counters:
-            self.counters.count_global(address[threads], self.warp[threads], size, write=False)
+            self.counters.count_global(address[threads], threads, size, write=False)
         return data[at]
 
     def store(self, space: str, address: np.ndarray, threads: np.ndarray, data: np.ndarray) -> None:
@@ -245,7 +245,7 @@ class Machine:
         if space == "global":
             self.memory.bytes[at], self.memory.written[at] = data, True
             if self.counters:
-                self.counters.count_global(address[threads], self.warp[threads], size, write=True)
+                self.counters.count_global(address[threads], threads, size, write=True)
         else:
             self.local[at], self.local_written[at] = data, True
 
@@ -258,7 +258,7 @@ class Machine:
             offset, limit, allowed = address, self.shared.size, self.shared.allowed
             shift = self.block_slot[threads] * self.shared.size
             if self.counters:
-                self.counters.count_shared(address, self.warp[threads], self.lane[threads], size)
+                self.counters.count_shared(address, threads, size)
         elif space == "local":
             offset, limit, allowed = address, self.local_size, None
             shift = threads * self.local_size
