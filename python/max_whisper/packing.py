@@ -52,15 +52,15 @@ def pack_linear(weight: np.ndarray, dtype: str = "float32", device: str = "cpu")
     panels = -(-columns // PANEL)
     values = np.zeros((panels * PANEL, -(-depth // group) * group), np.float32)
     values[:columns, :depth] = weight
+    header = []
     if dtype == "int8":
         scales = np.abs(values).max(axis=1) / np.float32(STEPS)
         values = np.rint(values / np.where(scales > 0, scales, 1)[:, None]).astype(np.int8)
+        header = [scales.reshape(panels, 1, PANEL).view(np.int8)]
     elif dtype == "bfloat16":
         values = to_bfloat16(values)
     rows = values.reshape(panels, PANEL, -1, group).swapaxes(1, 2).reshape(panels, -1, PANEL * group)
-    if dtype == "int8":
-        rows = np.concatenate([scales.reshape(panels, 1, PANEL).view(np.int8), rows], axis=1)
-    return np.ascontiguousarray(rows)
+    return np.ascontiguousarray(np.concatenate([*header, rows], axis=1))
 
 
 def pack_conv1d(weight: np.ndarray, dtype: str = "float32", device: str = "cpu") -> np.ndarray:
