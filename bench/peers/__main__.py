@@ -77,9 +77,12 @@ def main() -> None:
     stored = json.loads(kept.read_text()) if options.add and kept.exists() else {}
     results = {model: Results(**stored[model]) for model in stored}
     rounds = {task: options.rounds or ROUNDS[task] for task in ROUNDS if task in options.tasks}
-    for model in options.models:
-        measure(rows(), peers, model, recordings, rounds, results.setdefault(model, Results()))
+
+    def keep() -> None:
         kept.write_text(json.dumps({name: asdict(result) for name, result in results.items()}))
+
+    for model in options.models:
+        measure(rows(), peers, model, recordings, rounds, results.setdefault(model, Results()), keep)
     print(write_report(results, rows(), recordings, peers, DOCS))
 
 

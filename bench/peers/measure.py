@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,9 +137,15 @@ def command(variant: Variant, peers: Path, model: str, samples: Path) -> list[st
 
 
 def measure(
-    rows: list[Row], peers: Path, model: str, recordings: Recordings, rounds: dict[str, int], results: Results
+    rows: list[Row],
+    peers: Path,
+    model: str,
+    recordings: Recordings,
+    rounds: dict[str, int],
+    results: Results,
+    keep: Callable[[], None],
 ) -> None:
-    """Adds `rounds` measurements of every task to `results`."""
+    """Adds `rounds` measurements of every task to `results`, and calls `keep` when a task is through."""
     with ExitStack() as stack:
         running: dict[int, Engine] = {}
         for task, count in rounds.items():
@@ -166,6 +173,7 @@ def measure(
                         results.add(row, task, variant, value)
                         if task == "long":
                             results.texts[row.title] = text
+            keep()
         print("\r" + " " * 70 + "\r", end="", file=sys.stderr)
 
 
