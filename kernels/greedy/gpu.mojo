@@ -48,9 +48,6 @@ comptime GROUP = 8
 comptime OWN = 2
 """Tokens that a group takes at a time, so that what it reads of h serves twice."""
 
-comptime IN_FLIGHT = 3
-"""Chunks of each token that a lane loads before it uses the first."""
-
 comptime MAX_DEPTH = 1280
 """Largest D: that of Whisper's largest models."""
 
@@ -165,6 +162,7 @@ def _logits[
         first: The block's first token.
     """
     comptime width = chunk[dtype]()
+    comptime in_flight = 3 if most == 1 else 2  # chunks of each token that a lane loads before it uses the first
     comptime Floats = SIMD[DType.float32, width]
     var h = shared_memory[dtype, most * depth_limit]()
     var thread = Int32(thread_idx.x)
@@ -184,14 +182,14 @@ def _logits[
         var sums = Array[SIMD[DType.float32, OWN], most](fill=0)
         var begin = lane * Int32(width)
         while begin < depth:
-            var w = Array[SIMD[dtype, width], IN_FLIGHT * OWN](fill=0)
-            comptime for i in range(IN_FLIGHT):
+            var w = Array[SIMD[dtype, width], in_flight * OWN](fill=0)
+            comptime for i in range(in_flight):
                 comptime for j in range(OWN):
                     var k = begin + Int32(i * GROUP * width)
                     var token = first + local + Int32(j * (THREADS // GROUP))
                     if k < depth and token < tokens:
                         w[i * OWN + j] = load_chunk(vocabulary, Int(token) * Int(depth) + Int(k))
-            comptime for i in range(IN_FLIGHT):
+            comptime for i in range(in_flight):
                 var k = begin + Int32(i * GROUP * width)
                 if k < depth:
                     comptime for b in range(most):
@@ -202,7 +200,7 @@ def _logits[
                                 var e = w[i * OWN + j].cast[DType.float32]()
                                 comptime for n in range(width):
                                     sums[b][j] = y[n].fma(e[n], sums[b][j])
-            begin += Int32(IN_FLIGHT * GROUP * width)
+            begin += Int32(in_flight * GROUP * width)
         comptime for b in range(most):
             comptime for j in range(OWN):
                 var sum = sums[b][j]
@@ -269,9 +267,7 @@ def softmax_kernel[
 
 
 @always_inline
-def _softmax(
-    logits: Shared[DType.float32], mask: Data[DType.uint8], who: Tokens, which: Int, first: Int32
-) -> Softmax:
+def _softmax(logits: Shared[DType.float32], mask: Data[DType.uint8], who: Tokens, which: Int, first: Int32) -> Softmax:
     """Softmax of a block's logits that are in one range and not suppressed, by a warp."""
     comptime each = TOKENS // WARP_SIZE
     var x = Array[Float32, each](fill=0)
@@ -347,7 +343,7 @@ def pick_kernel(
     var text = _merged(parts.unsafe_offset(row * 2 * Int(blocks) * 4), blocks)
     var timestamps = _merged(parts.unsafe_offset((row * 2 + 1) * Int(blocks) * 4), blocks)
     if thread_idx.x == 0:
-        var weigh = rules[unsafe_offset = 4 * row] & TIMESTAMP_RULE != 0
+        var weigh = rules[unsafe_offset=4 * row] & TIMESTAMP_RULE != 0
         if weigh and timestamps.largest + log(timestamps.total) > text.largest:
             text = Softmax.empty()
         var allowed = text.merge(timestamps)
@@ -399,7 +395,7 @@ def logits_kernel[
     if token < tokens:
         for row in range(rows):
             var x = logits.unsafe_load(Int(row) * TOKENS + Int(thread_idx.x))
-            output[unsafe_offset = Int(row) * Int(tokens) + Int(token)] = x
+            output[unsafe_offset=Int(row) * Int(tokens) + Int(token)] = x
 
 
 @fieldwise_init

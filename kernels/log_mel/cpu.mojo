@@ -90,7 +90,7 @@ comptime _LOG: Array[Float32, 7] = [
 
 
 @always_inline
-def _scaled_log[width: SIMDLength, //](x: Vector[width]) -> Vector[width]:
+def scaled_log[width: SIMDLength, //](x: Vector[width]) -> Vector[width]:
     """Computes (log10(x) + 4) / 4 of positive normal numbers, within 4e-7.
 
     x = 2^e * (1 + t), sqrt(1/2) <= 1 + t < sqrt(2): less the bits of sqrt(1/2), the exponent field of x is e.
@@ -131,7 +131,7 @@ def _transpose[distance: Int = 1](mut rows: Array[Vector[WIDTH], WIDTH]):
 
 
 @always_inline
-def _load_frames[dtype: DType, //](samples: Data[dtype], x: Real):
+def _load_frames[dtype: DType, //](samples: Data[dtype], x: Real[]):
     """Windows WIDTH frames and transposes them: sample n of all frames becomes the vector in its slot of x.
 
     Args:
@@ -176,7 +176,7 @@ struct Filters(TrivialRegisterPassable):
 @always_inline
 def _filter_log[
     dtype: DType, //
-](power: Real, filters: Filters, output: Data[dtype], stride: Int, frames: Int) -> Float32:
+](power: Real[], filters: Filters, output: Data[dtype], stride: Int, frames: Int) -> Float32:
     """Stores the scaled logarithm of every filter's energy in WIDTH frames.
 
     Args:
@@ -198,7 +198,7 @@ def _filter_log[
         for i in range(count):
             energy = bin.unsafe_load[width=WIDTH](i * WIDTH).fma(weight[unsafe_offset=i], energy)
         weight = weight.unsafe_offset(count)
-        var y = _scaled_log(max(energy, FLOOR))
+        var y = scaled_log(max(energy, FLOOR))
         highest = max(highest, y)
         var row = output.unsafe_offset(m * stride)
         if frames == WIDTH:

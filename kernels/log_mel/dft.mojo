@@ -31,11 +31,11 @@ Good, "The Interaction Algorithm and Practical Fourier Analysis", J. Roy. Stat. 
 Transform", Math. Comp. 32, 1978.
 """
 
+from max.gpu.memory import AddressSpace
 from std.builtin.globals import global_constant
 from std.collections import Array
-from std.math import cos, pi, sin, sqrt
+from std.math import pi
 
-from ..data import Data
 
 comptime POINTS = 400
 """Samples of one frame."""
@@ -74,8 +74,29 @@ comptime _BINS = _bins()
 comptime Vector[width: SIMDLength] = SIMD[DType.float32, width]
 """One number of `width` frames."""
 
-comptime Real = Data[DType.float32]
-"""Some vectors, one after another."""
+comptime Real[space: AddressSpace = AddressSpace.GENERIC] = Pointer[Float32, MutUntrackedOrigin, address_space=space]
+"""Some vectors, one after another; a GPU has them in shared memory."""
+
+
+def sine(turns: Float64) -> Float64:
+    """Computes sin(2 pi turns) while compiling, for any device: the library's has no float64 on GPUs.
+
+    Args:
+        turns: From -1 to 2.
+
+    Returns:
+        Taylor's series of the nearest angle in half a turn, within 1e-15.
+    """
+    var t = turns
+    while t > 0.5:
+        t -= 1
+    var x = 2 * pi * t
+    var term = x
+    var sum = x
+    for n in range(1, 16):
+        term *= -x * x / Float64(2 * n * (2 * n + 1))
+        sum += term
+    return sum
 
 
 @fieldwise_init
@@ -108,9 +129,9 @@ struct Complex[width: SIMDLength](TrivialRegisterPassable):
         """This times exp(-2 pi i * numerator / points)."""
         comptime if numerator == 0:
             return self
-        comptime angle = 2 * pi * Float64(numerator) / Float64(points)
-        comptime c = Float32(cos(angle))
-        comptime s = Float32(sin(angle))
+        comptime turn = Float64(numerator) / Float64(points)
+        comptime c = Float32(sine(turn + 0.25))
+        comptime s = Float32(sine(turn))
         return Self(self.re.fma(c, self.im * s), self.im.fma(c, self.re * -s))
 
     @always_inline
@@ -120,7 +141,9 @@ struct Complex[width: SIMDLength](TrivialRegisterPassable):
 
 
 @always_inline
-def _real_dft[width: SIMDLength, points: Int, //](x: Array[Vector[width], points], y: Real, stride: Int):
+def real_dft[
+    width: SIMDLength, points: Int, space: AddressSpace, //
+](x: Array[Vector[width], points], y: Real[space], stride: Int):
     """DFT of 2, 4, 8 or 16 real numbers: X[0], X[points / 2], then one of each conjugate pair as two numbers."""
     comptime half = points // 2
     comptime quarter = points // 4
@@ -131,7 +154,7 @@ def _real_dft[width: SIMDLength, points: Int, //](x: Array[Vector[width], points
         var even = Array[Vector[width], half](uninitialized=True)
         comptime for n in range(half):
             even[n] = x[n] + x[n + half]
-        _real_dft(even, y, stride)
+        real_dft(even, y, stride)
 
         var odd = Array[Complex[width], quarter](uninitialized=True)
         comptime for n in range(quarter):
@@ -154,13 +177,13 @@ def _real_dft[width: SIMDLength, points: Int, //](x: Array[Vector[width], points
             y.unsafe_store((half + 2 * m + 1) * stride, odd[m].im)
 
 
-comptime _COSINE = Float32(sqrt(5.0) / 4)
-comptime _SINE1 = Float32(sin(2 * pi / 5))
-comptime _SINE2 = Float32(sin(4 * pi / 5))
+comptime _COSINE = Float32(0.5590169943749475)  # sqrt(5) / 4
+comptime _SINE1 = Float32(sine(0.2))
+comptime _SINE2 = Float32(sine(0.4))
 
 
 @always_inline
-def _dft5[width: SIMDLength, //](x: Array[Complex[width], 5]) -> Array[Complex[width], 5]:
+def dft5[width: SIMDLength, //](x: Array[Complex[width], 5]) -> Array[Complex[width], 5]:
     """DFT of 5 complex numbers."""
     var a = x[1] + x[4]
     var b = x[2] + x[3]
@@ -177,7 +200,7 @@ def _dft5[width: SIMDLength, //](x: Array[Complex[width], 5]) -> Array[Complex[w
 
 
 @always_inline
-def _real_dft5[width: SIMDLength, //](x: Array[Vector[width], 5]) -> Array[Complex[width], 3]:
+def real_dft5[width: SIMDLength, //](x: Array[Vector[width], 5]) -> Array[Complex[width], 3]:
     """DFT of 5 real numbers: X[0], X[1], X[2]."""
     var a = x[1] + x[4]
     var b = x[2] + x[3]
@@ -194,7 +217,7 @@ def _real_dft5[width: SIMDLength, //](x: Array[Vector[width], 5]) -> Array[Compl
 
 
 @always_inline
-def _load5[width: SIMDLength](x: Real, first: Int, step: Int) -> Array[Vector[width], 5]:
+def _load5[width: SIMDLength](x: Real[], first: Int, step: Int) -> Array[Vector[width], 5]:
     var five = Array[Vector[width], 5](uninitialized=True)
     comptime for i in range(5):
         five[i] = x.unsafe_load[width=width]((first + i * step) * width)
@@ -202,7 +225,7 @@ def _load5[width: SIMDLength](x: Real, first: Int, step: Int) -> Array[Vector[wi
 
 
 @always_inline
-def _load5[width: SIMDLength](x: Real, re: Int, im: Int, step: Int) -> Array[Complex[width], 5]:
+def _load5[width: SIMDLength](x: Real[], re: Int, im: Int, step: Int) -> Array[Complex[width], 5]:
     var five = Array[Complex[width], 5](uninitialized=True)
     comptime for i in range(5):
         five[i] = Complex(
@@ -212,47 +235,47 @@ def _load5[width: SIMDLength](x: Real, re: Int, im: Int, step: Int) -> Array[Com
 
 
 @always_inline
-def _store[width: SIMDLength, //](z: Complex[width], x: Real, re: Int, im: Int):
+def _store[width: SIMDLength, //](z: Complex[width], x: Real[], re: Int, im: Int):
     x.unsafe_store(re * width, z.re)
     x.unsafe_store(im * width, z.im)
 
 
 @always_inline
-def _store_power[width: SIMDLength, //](z: Complex[width], power: Real, row: Int, k2: Int):
+def _store_power[width: SIMDLength, //](z: Complex[width], power: Real[], row: Int, k2: Int):
     power.unsafe_store(Int(global_constant[_BINS]()[25 * row + k2]) * width, z.power())
 
 
 @always_inline
-def _real_row[width: SIMDLength](x: Real, power: Real, row: Int):
+def _real_row[width: SIMDLength](x: Real[], power: Real[], row: Int):
     """Powers of the DFT of 25 real numbers, one of each conjugate pair; n2 = 5 a + b, k2 = c + 5 d."""
     comptime for b in range(5):
-        var z = _real_dft5(_load5[width](x, b, 5))
+        var z = real_dft5(_load5[width](x, b, 5))
         x.unsafe_store(b * width, z[0].re)
         comptime for c in range(1, 3):
             _store(z[c].turned[b * c, 25](), x, 10 * c - 5 + b, 10 * c + b)
-    var z = _real_dft5(_load5[width](x, 0, 1))
+    var z = real_dft5(_load5[width](x, 0, 1))
     comptime for d in range(3):
         _store_power(z[d], power, row, 5 * d)
     comptime for c in range(1, 3):
-        var z = _dft5(_load5[width](x, 10 * c - 5, 10 * c, 1))
+        var z = dft5(_load5[width](x, 10 * c - 5, 10 * c, 1))
         comptime for d in range(5):
             _store_power(z[d], power, row, c + 5 * d)
 
 
 @always_inline
-def _complex_row[width: SIMDLength](x: Real, power: Real, row: Int):
+def _complex_row[width: SIMDLength](x: Real[], power: Real[], row: Int):
     """Powers of the DFT of 25 complex numbers, real parts before imaginary parts; n2 = 5 a + b, k2 = c + 5 d."""
     comptime for b in range(5):
-        var z = _dft5(_load5[width](x, b, 25 + b, 5))
+        var z = dft5(_load5[width](x, b, 25 + b, 5))
         comptime for c in range(5):
             _store(z[c].turned[b * c, 25](), x, 5 * c + b, 25 + 5 * c + b)
     comptime for c in range(5):
-        var z = _dft5(_load5[width](x, 5 * c, 25 + 5 * c, 1))
+        var z = dft5(_load5[width](x, 5 * c, 25 + 5 * c, 1))
         comptime for d in range(5):
             _store_power(z[d], power, row, c + 5 * d)
 
 
-def power_spectrum[width: SIMDLength](x: Real, power: Real):
+def power_spectrum[width: SIMDLength](x: Real[], power: Real[]):
     """Computes the powers of `width` frames side by side.
 
     Parameters:
@@ -267,7 +290,7 @@ def power_spectrum[width: SIMDLength](x: Real, power: Real):
         var samples = Array[Vector[width], 16](uninitialized=True)
         comptime for n1 in range(16):
             samples[n1] = column.unsafe_load[width=width](n1 * 25 * width)
-        _real_dft(samples, column, 25 * width)
+        real_dft(samples, column, 25 * width)
     for row in range(2):
         _real_row[width](x.unsafe_offset(row * 25 * width), power, row)
     for row in range(2, 9):

@@ -6,6 +6,8 @@ from max.gpu.host import DeviceContext
 
 from ..data import data, require, require_contiguous, require_size
 from ..layer_norm.cpu import add_layer_norm, layer_norm
+from ..layer_norm.gpu import MAX_COLUMNS, enqueue_layer_norm
+from .weights import require_aligned, require_chunks, require_countable
 
 
 @extensibility.register("whisper_layer_norm")
@@ -23,10 +25,23 @@ struct LayerNorm:
         beta: InputTensor[dtype=dtype, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
-        comptime assert target == "cpu", "layer_norm has a CPU body only, so far"
         var columns = x.dim_size(rank - 1)
-        _check_layer_norm(output, x, gamma, beta)
-        layer_norm(data(output), data(x), data(gamma), data(beta), x.size() // columns, columns, epsilon)
+        _check_layer_norm[target](output, x, gamma, beta)
+        comptime if target == "cpu":
+            layer_norm(data(output), data(x), data(gamma), data(beta), x.size() // columns, columns, epsilon)
+        else:
+            enqueue_layer_norm[add_residual=False](
+                data(output),
+                data(output),
+                data(x),
+                data(x),
+                data(gamma),
+                data(beta),
+                x.size() // columns,
+                columns,
+                epsilon,
+                ctx,
+            )
 
 
 @extensibility.register("whisper_add_layer_norm")
@@ -46,28 +61,43 @@ struct AddLayerNorm:
         beta: InputTensor[dtype=dtype, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
-        comptime assert target == "cpu", "add_layer_norm has a CPU body only, so far"
         var columns = x.dim_size(rank - 1)
-        _check_layer_norm(output, x, gamma, beta)
+        _check_layer_norm[target](output, x, gamma, beta)
         comptime for axis in range(rank):
             require_size(residual.dim_size(axis), x.dim_size(axis), "layer_norm", "a dimension of the residual")
             require_size(total.dim_size(axis), x.dim_size(axis), "layer_norm", "a dimension of the sum")
         require_contiguous(residual, "layer_norm", "residual")
-        add_layer_norm(
-            data(total),
-            data(output),
-            data(x),
-            data(residual),
-            data(gamma),
-            data(beta),
-            x.size() // columns,
-            columns,
-            epsilon,
-        )
+        comptime if target == "cpu":
+            add_layer_norm(
+                data(total),
+                data(output),
+                data(x),
+                data(residual),
+                data(gamma),
+                data(beta),
+                x.size() // columns,
+                columns,
+                epsilon,
+            )
+        else:
+            if x.size() > 0:
+                require_aligned(data(residual), "layer_norm", "residual")
+            enqueue_layer_norm[add_residual=True](
+                data(total),
+                data(output),
+                data(x),
+                data(residual),
+                data(gamma),
+                data(beta),
+                x.size() // columns,
+                columns,
+                epsilon,
+                ctx,
+            )
 
 
 def _check_layer_norm[
-    dtype: DType, rank: Int, //
+    dtype: DType, rank: Int, //, target: StaticString
 ](
     output: OutputTensor[dtype=dtype, rank=rank, ...],
     x: InputTensor[dtype=dtype, rank=rank, ...],
@@ -81,3 +111,11 @@ def _check_layer_norm[
     comptime for axis in range(rank):
         require_size(output.dim_size(axis), x.dim_size(axis), "layer_norm", "a dimension of the output")
     require_contiguous(x, "layer_norm", "x")
+    comptime if target != "cpu":
+        require_chunks[dtype](columns, "layer_norm", "D")
+        require(columns <= MAX_COLUMNS, "layer_norm", String("D is ", columns, ", on a GPU at most ", MAX_COLUMNS))
+        require_countable(x.size() // columns, "layer_norm", "M")
+        if x.size() > 0:  # what is empty may have any address
+            require_aligned(data(x), "layer_norm", "x")
+            require_aligned(data(gamma), "layer_norm", "gamma")
+            require_aligned(data(beta), "layer_norm", "beta")

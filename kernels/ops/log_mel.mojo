@@ -9,6 +9,7 @@ from std.utils import IndexList
 from ..data import data, require, require_between, require_contiguous, require_size
 from ..log_mel.cpu import Filters, HOP, REACH, log_mel
 from ..log_mel.dft import BINS
+from ..log_mel.gpu import MAX_MELS, MAX_WEIGHTS, enqueue_log_mel
 
 
 @extensibility.register("whisper_log_mel")
@@ -17,6 +18,7 @@ struct LogMel:
 
     samples (B, n_samples), padding (1), runs (n_mels, 2) and weights (sum of the runs' lengths) -> (B, n_mels, frames)
     with frames = (n_samples + padding) / 160, rounded down. B and n_mels may be anything, n_samples 0 if there is padding.
+    Padding lies on the host. On a GPU the host cannot see the runs; bins and weights that are not there count as nothing.
     """
 
     @staticmethod
@@ -30,7 +32,6 @@ struct LogMel:
         weights: InputTensor[dtype=DType.float32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
-        comptime assert target == "cpu", "log_mel has a CPU body only, so far"
         var batch = samples.dim_size(0)
         var count = samples.dim_size(1)
         var mels = runs.dim_size(0)
@@ -43,21 +44,32 @@ struct LogMel:
         require_contiguous(samples, "log_mel", "samples")
         require_contiguous(runs, "log_mel", "runs")
         require_contiguous(weights, "log_mel", "weights")
-        var total = 0
-        for m in range(mels):
-            var bins = Int(runs[m, 1])
-            require_between(bins, 0, BINS, "log_mel", "runs", m, 1)
-            require_between(Int(runs[m, 0]), 0, BINS - bins, "log_mel", "runs", m, 0)
-            total += bins
-        require_size(weights.dim_size(0), total, "log_mel", "the number of weights")
-        var filters = Filters(data(runs), data(weights), mels)
-        for b in range(batch):
-            log_mel(
-                data(samples).unsafe_offset(b * count),
-                count,
-                zeros,
-                filters,
-                data(output).unsafe_offset(b * mels * frames),
+        comptime if target == "cpu":
+            var total = 0
+            for m in range(mels):
+                var bins = Int(runs[m, 1])
+                require_between(bins, 0, BINS, "log_mel", "runs", m, 1)
+                require_between(Int(runs[m, 0]), 0, BINS - bins, "log_mel", "runs", m, 0)
+                total += bins
+            require_size(weights.dim_size(0), total, "log_mel", "the number of weights")
+            var filters = Filters(data(runs), data(weights), mels)
+            for b in range(batch):
+                log_mel(
+                    data(samples).unsafe_offset(b * count),
+                    count,
+                    zeros,
+                    filters,
+                    data(output).unsafe_offset(b * mels * frames),
+                )
+        else:
+            var total = weights.dim_size(0)
+            require(batch < 1 << 16, "log_mel", String("B is ", batch, ", on a GPU less than 65536 is expected"))
+            require(mels <= MAX_MELS, "log_mel", String("n_mels is ", mels, ", on a GPU at most ", MAX_MELS))
+            require(
+                total <= MAX_WEIGHTS, "log_mel", String("there are ", total, " weights, on a GPU at most ", MAX_WEIGHTS)
+            )
+            enqueue_log_mel(
+                data(output), data(samples), data(runs), data(weights), batch, count, zeros, mels, total, ctx
             )
 
 

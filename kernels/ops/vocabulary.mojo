@@ -4,9 +4,10 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
 
-from ..data import data, require, require_between, require_contiguous, require_size
+from ..data import Data, data, require, require_between, require_contiguous, require_size
 from ..greedy.cpu import greedy, logits, token_probability
-from .weights import require_packed
+from ..greedy.gpu import MAX_DEPTH, VocabularyOnGPU
+from .weights import require_aligned, require_chunks, require_matrix, require_packed
 
 
 @extensibility.register("whisper_greedy")
@@ -22,48 +23,57 @@ struct Greedy:
         timestamps_to     ... and in front of here
 
     The rule of bit 128: if the timestamps together are more probable than any text token, no text token is allowed.
+
+    On a GPU the host cannot see `at` and the rules. There a row whose rules leave no token, or whose logits are not finite,
+    has a log probability of NaN, where a CPU raises.
     """
 
     @staticmethod
     def execute[
-        dtype: DType, weight_type: DType, //, target: StaticString, timestamp_begin: Int
+        dtype: DType, weight_type: DType, weight_rank: Int, //, target: StaticString, timestamp_begin: Int
     ](
         picked: OutputTensor[dtype=DType.int32, rank=1, ...],
         log_probs: OutputTensor[dtype=DType.float32, rank=1, ...],
         hidden: InputTensor[dtype=dtype, rank=3, ...],
         at: InputTensor[dtype=DType.int32, rank=1, ...],
-        vocabulary: InputTensor[dtype=weight_type, rank=3, ...],
+        vocabulary: InputTensor[dtype=weight_type, rank=weight_rank, ...],
         suppress_mask: InputTensor[dtype=DType.uint8, rank=1, ...],
         rules: InputTensor[dtype=DType.int32, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
-        comptime assert target == "cpu", "greedy has a CPU body only, so far"
         comptime assert timestamp_begin >= 0, "timestamp_begin must not be negative"
         var batch = hidden.dim_size(0)
         var tokens = suppress_mask.dim_size(0)
-        _check_rows(hidden, at, vocabulary, tokens, 0, "greedy")
+        _check_rows[target](hidden, at, vocabulary, tokens, 0, "greedy")
         require_size(rules.dim_size(0), batch, "greedy", "B of the rules")
         require_size(rules.dim_size(1), 4, "greedy", "the number of rules")
         require_size(picked.dim_size(0), batch, "greedy", "B of the tokens")
         require_size(log_probs.dim_size(0), batch, "greedy", "B of the log probabilities")
         require_contiguous(suppress_mask, "greedy", "suppress_mask")
         require_contiguous(rules, "greedy", "rules")
-        for b in range(batch):
-            require_between(Int(rules[b, 0]), 0, 255, "greedy", "rules", b, 0)
-        greedy(
-            data(picked),
-            data(log_probs),
-            data(hidden),
-            data(at),
-            data(vocabulary),
-            data(suppress_mask),
-            data(rules),
-            batch,
-            hidden.dim_size(1),
-            hidden.dim_size(2),
-            tokens,
-            timestamp_begin,
-        )
+        comptime if target == "cpu":
+            for b in range(batch):
+                require_between(Int(rules[b, 0]), 0, 255, "greedy", "rules", b, 0)
+            greedy(
+                data(picked),
+                data(log_probs),
+                data(hidden),
+                data(at),
+                data(vocabulary),
+                data(suppress_mask),
+                data(rules),
+                batch,
+                hidden.dim_size(1),
+                hidden.dim_size(2),
+                tokens,
+                timestamp_begin,
+            )
+        else:
+            if batch > 0:
+                require_aligned(data(rules), "greedy", "rules")
+            _on_gpu(hidden, at, vocabulary, tokens).enqueue_pick(
+                data(picked), data(log_probs), data(suppress_mask), data(rules), timestamp_begin, ctx
+            )
 
 
 @extensibility.register("whisper_token_probability")
@@ -73,29 +83,31 @@ struct TokenProbability:
 
     @staticmethod
     def execute[
-        dtype: DType, weight_type: DType, //, target: StaticString, n_vocab: Int, token: Int
+        dtype: DType, weight_type: DType, weight_rank: Int, //, target: StaticString, n_vocab: Int, token: Int
     ](
         output: OutputTensor[dtype=DType.float32, rank=1, ...],
         hidden: InputTensor[dtype=dtype, rank=3, ...],
         at: InputTensor[dtype=DType.int32, rank=1, ...],
-        vocabulary: InputTensor[dtype=weight_type, rank=3, ...],
+        vocabulary: InputTensor[dtype=weight_type, rank=weight_rank, ...],
         ctx: DeviceContext,
     ) raises:
-        comptime assert target == "cpu", "token_probability has a CPU body only, so far"
         comptime assert 0 <= token < n_vocab, "the token must be in the vocabulary"
-        _check_rows(hidden, at, vocabulary, n_vocab, -1, "token_probability")
+        _check_rows[target](hidden, at, vocabulary, n_vocab, -1, "token_probability")
         require_size(output.dim_size(0), hidden.dim_size(0), "token_probability", "B of the output")
-        token_probability(
-            data(output),
-            data(hidden),
-            data(at),
-            data(vocabulary),
-            hidden.dim_size(0),
-            hidden.dim_size(1),
-            hidden.dim_size(2),
-            n_vocab,
-            token,
-        )
+        comptime if target == "cpu":
+            token_probability(
+                data(output),
+                data(hidden),
+                data(at),
+                data(vocabulary),
+                hidden.dim_size(0),
+                hidden.dim_size(1),
+                hidden.dim_size(2),
+                n_vocab,
+                token,
+            )
+        else:
+            _on_gpu(hidden, at, vocabulary, n_vocab).enqueue_probability(data(output), token, ctx)
 
 
 @extensibility.register("whisper_logits")
@@ -104,47 +116,81 @@ struct Logits:
 
     @staticmethod
     def execute[
-        dtype: DType, weight_type: DType, //, target: StaticString
+        dtype: DType, weight_type: DType, weight_rank: Int, //, target: StaticString
     ](
         output: OutputTensor[dtype=DType.float32, rank=2, ...],
         hidden: InputTensor[dtype=dtype, rank=3, ...],
         at: InputTensor[dtype=DType.int32, rank=1, ...],
-        vocabulary: InputTensor[dtype=weight_type, rank=3, ...],
+        vocabulary: InputTensor[dtype=weight_type, rank=weight_rank, ...],
         ctx: DeviceContext,
     ) raises:
-        comptime assert target == "cpu", "logits has a CPU body only, so far"
-        _check_rows(hidden, at, vocabulary, output.dim_size(1), 0, "logits")
+        _check_rows[target](hidden, at, vocabulary, output.dim_size(1), 0, "logits")
         require_size(output.dim_size(0), hidden.dim_size(0), "logits", "B of the output")
-        logits(
-            data(output),
-            data(hidden),
-            data(at),
-            data(vocabulary),
-            hidden.dim_size(0),
-            hidden.dim_size(1),
-            hidden.dim_size(2),
-            output.dim_size(1),
-        )
+        comptime if target == "cpu":
+            logits(
+                data(output),
+                data(hidden),
+                data(at),
+                data(vocabulary),
+                hidden.dim_size(0),
+                hidden.dim_size(1),
+                hidden.dim_size(2),
+                output.dim_size(1),
+            )
+        else:
+            _on_gpu(hidden, at, vocabulary, output.dim_size(1)).enqueue_logits(data(output), ctx)
 
 
-def _check_rows[
-    dtype: DType, weight_type: DType, //
+def _on_gpu[
+    dtype: DType, //
 ](
     hidden: InputTensor[dtype=dtype, rank=3, ...],
     at: InputTensor[dtype=DType.int32, rank=1, ...],
-    vocabulary: InputTensor[dtype=weight_type, rank=3, ...],
+    vocabulary: InputTensor,
+    tokens: Int,
+) -> VocabularyOnGPU[dtype]:
+    return VocabularyOnGPU(
+        data(hidden),
+        data(at),
+        rebind[Data[dtype]](data(vocabulary)),
+        hidden.dim_size(0),
+        hidden.dim_size(1),
+        hidden.dim_size(2),
+        tokens,
+    )
+
+
+def _check_rows[
+    dtype: DType, //, target: StaticString
+](
+    hidden: InputTensor[dtype=dtype, rank=3, ...],
+    at: InputTensor[dtype=DType.int32, rank=1, ...],
+    vocabulary: InputTensor,
     tokens: Int,
     lowest: Int,
     op: StaticString,
 ) raises:
-    check_vocabulary(vocabulary, hidden.dim_size(2), tokens, op)
+    check_vocabulary[target](vocabulary, hidden.dim_size(2), tokens, op)
     require_size(at.dim_size(0), hidden.dim_size(0), op, "B of at")
     require_contiguous(hidden, op, "hidden")
-    for b in range(at.dim_size(0)):
-        require_between(Int(at[b]), lowest, hidden.dim_size(1) - 1, op, "at", b)
+    comptime if target == "cpu":
+        for b in range(at.dim_size(0)):
+            require_between(Int(at[b]), lowest, hidden.dim_size(1) - 1, op, "at", b)
+    else:
+        comptime assert vocabulary.dtype == dtype, "on a GPU the vocabulary has the dtype of the hidden states"
+        require(hidden.dim_size(1) > 0 or hidden.dim_size(0) == 0, op, "T must be positive")
+        require(
+            hidden.dim_size(2) <= MAX_DEPTH, op, String("D is ", hidden.dim_size(2), ", on a GPU at most ", MAX_DEPTH)
+        )
+        if hidden.size() > 0:  # what is empty may have any address
+            require_aligned(data(hidden), op, "hidden")
 
 
-def check_vocabulary(vocabulary: InputTensor[rank=3, ...], depth: Int, tokens: Int, op: StaticString) raises:
-    """Raises unless the vocabulary holds `tokens` packed rows of `depth` elements."""
+def check_vocabulary[target: StaticString](vocabulary: InputTensor, depth: Int, tokens: Int, op: StaticString) raises:
+    """Raises unless the vocabulary holds `tokens` rows of `depth` elements, packed on a CPU, plain on a GPU."""
     require(depth > 0 and tokens > 0, op, "D and V must be positive")
-    require_packed(vocabulary, tokens, depth, op)
+    comptime if target == "cpu":
+        require_packed(vocabulary, tokens, depth, op)
+    else:
+        require_chunks[vocabulary.dtype](depth, op, "D")
+        require_matrix(vocabulary, tokens, depth, op)

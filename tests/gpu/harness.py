@@ -68,7 +68,7 @@ def execute(op: Callable, arrays: Sequence[np.ndarray], count: bool = False, **p
         buffer = Buffer.from_numpy(np.ascontiguousarray(array))
         if array.dtype == np.uint16:
             buffer = buffer.view(DType.bfloat16, array.shape)
-        buffers.append(buffer.to(Accelerator()))
+        buffers.append(buffer if len(buffers) in getattr(op, "on_host", ()) else buffer.to(Accelerator()))
     call = (op, tuple((b.dtype, len(b.shape)) for b in buffers), tuple(sorted(parameters.items())))
     if call not in _models:
         _compile(_prepared | {call})
@@ -129,7 +129,9 @@ def _compile(calls: set[tuple], *, load: bool = True) -> None:
     for name, (op, signature, parameters) in names.items():
         types = [
             (BufferType if i in getattr(op, "in_place", ()) else TensorType)(
-                dtype, [f"x{i}_{axis}" for axis in range(rank)], device=DeviceRef.GPU()
+                dtype,
+                [f"x{i}_{axis}" for axis in range(rank)],
+                device=DeviceRef.CPU() if i in getattr(op, "on_host", ()) else DeviceRef.GPU(),
             )
             for i, (dtype, rank) in enumerate(signature)
         ]
