@@ -92,6 +92,8 @@ def _linear[
         require_chunks[dtype](depth, "linear", "K of x")
         require_matrix(weight, columns, depth, "linear")
         require_countable(x.size() + TILE_M * depth, "linear", "(M + 128) * K")
+        if x.size() == 0:
+            return  # no rows: what is empty has no address to check
         require_aligned(data(x), "linear", "x")
         require_aligned(data(bias), "linear", "bias")
         require_aligned(data(residual), "linear", "residual")
