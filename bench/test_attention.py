@@ -8,6 +8,7 @@ from bench.cases import AUDIO_CONTEXT, STATES, call, random
 from bench.compare import compare
 from max_whisper import eager, ops
 from max_whisper.ops import HEAD
+from max_whisper.packing import PANEL
 
 
 def builtin(q: TensorValue, k: TensorValue, v: TensorValue) -> TensorValue:
@@ -29,7 +30,7 @@ def test_attention(benchmark, model, queries):
     heads = STATES[model] // HEAD
     q, v = random(1, heads, queries, HEAD), random(1, heads, AUDIO_CONTEXT, HEAD)
     k = random(1, heads, HEAD, AUDIO_CONTEXT)
-    packed = random(1, heads, -(-AUDIO_CONTEXT // ops.PANEL), HEAD, ops.PANEL)
+    packed = random(1, heads, -(-AUDIO_CONTEXT // PANEL), HEAD, PANEL)
     compare(
         benchmark,
         call(ops.attention, q.reshape(1, queries, -1), packed, v),
