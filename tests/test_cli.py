@@ -117,7 +117,7 @@ def error_of(result: Result, code: int = 1) -> str:
 def test_text_goes_to_standard_output(loads: Loads, recording: Callable[..., str], tmp_path: Path) -> None:
     result = run(recording())
     assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello\nworld.\n", "")
-    assert loads.calls == [("tiny.en", "cpu", "float32")]
+    assert loads.calls == [("tiny.en", "cpu", None)]
     assert [file.name for file in tmp_path.iterdir()] == ["talk.wav"]
 
 
@@ -221,7 +221,7 @@ def test_options_reach_the_model(loads: Loads, recording: Callable[..., str]) ->
         (["--clip-timestamps", "x"], "clip_timestamps is 'x'"),
         (["--suppress-tokens", "x"], "suppress_tokens is 'x'"),
         (["--output-dir", "/dev/null/out"], "cannot write into '/dev/null/out'"),
-        (["--dtype", "int4"], "dtype 'int4': expected float32, bfloat16, int8"),
+        (["--dtype", "int4"], "dtype 'int4': expected bfloat16, float16, float32, int8"),
         (["--batch-size", "0"], "batch_size is 0"),
         (["--batch-size", "4", "--condition-on-previous-text"], "condition_on_previous_text needs one window after"),
     ],
@@ -306,19 +306,31 @@ def test_build_compiles_for_the_models_sizes(monkeypatch: pytest.MonkeyPatch) ->
 
     calls, packs = [], []
 
-    def build(dims: Any, device: str, dtype: str, *, force: bool, progress: Callable[[str], None]) -> Path:
-        calls.append((dims, device, dtype, force))
+    def build(
+        dims: Any,
+        device: str,
+        dtype: str,
+        *,
+        architecture: str | None,
+        force: bool,
+        progress: Callable[[str], None],
+    ) -> Path:
+        calls.append((dims, device, dtype, architecture, force))
         progress("compiling ...")
         return Path("/cache/graphs.mef")
 
     monkeypatch.setattr(compiled, "build", build)
-    monkeypatch.setattr(packed, "load", lambda checkpoint, dtype, say: packs.append((checkpoint.dims, dtype)))
+
+    def pack(checkpoint: Any, dtype: str, say: Callable[[str], None], *, device: str) -> None:
+        packs.append((checkpoint.dims, dtype, device))
+
+    monkeypatch.setattr(packed, "load", pack)
     for arguments, force in ((["--model", "tiny.en"], False), (["-m", "tiny.en", "--force"], True)):
         result = invoke("build", *arguments)
         assert (result.exit_code, result.stdout) == (0, "")
         assert result.stderr == "max-whisper: compiling ...\nmax-whisper: the graphs of tiny.en are in /cache\n"
-        assert calls.pop() == (dimensions("tiny.en"), "cpu", "float32", force)
-        assert packs.pop() == (dimensions("tiny.en"), "float32")
+        assert calls.pop() == (dimensions("tiny.en"), "cpu", "float32", None, force)
+        assert packs.pop() == (dimensions("tiny.en"), "float32", "cpu")
     assert invoke("build", "--model", "huge").exit_code == 1
 
 

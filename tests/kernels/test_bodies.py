@@ -5,6 +5,7 @@ runs. `MAX_WHISPER_CPU_TARGET=emulated-amx` does the same to whole graphs and to
 """
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ PROGRAM = Path(__file__).with_name("bodies.mojo")
 
 
 def build(output: Path, *options: str) -> None:
-    command = ["mojo", "build", "-I", str(PROGRAM.parents[2]), "-o", str(output), *options, str(PROGRAM)]
+    mojo = str(Path(sys.executable).with_name("mojo"))
+    command = [mojo, "build", "-I", str(PROGRAM.parents[2]), "-o", str(output), *options, str(PROGRAM)]
     made = subprocess.run(command, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr[-4000:]
 
