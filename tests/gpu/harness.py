@@ -122,7 +122,8 @@ def compile_prepared(*, load: bool = True) -> None:
 
 
 def _compile(calls: set[tuple], *, load: bool = True) -> None:
-    names = {f"op{number}": call for number, call in enumerate(calls - _models.keys())}
+    ordered = sorted(calls - _models.keys(), key=lambda call: (call[0].__qualname__, str(call[1:])))
+    names = {f"op{number}": call for number, call in enumerate(ordered)}  # always the same: MAX's cache goes by them
     library = KernelLibrary()
     library.load_paths([KERNELS])
     module = Module()

@@ -4,6 +4,8 @@ Hidden states and weights are small multiples of a power of two, as on a CPU: ev
 logits are equal and which token comes first is decided, not left to rounding.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ pytestmark = pytest.mark.gpu
 
 FIRST = 12  # timestamp
 V = 1300  # six blocks, the last of 20
-TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}  # the sums are exact: what is left is the exponential and the logarithm
+TOLERANCE: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-5}  # the exponential's and logarithm's: the sums are exact
 
 for name in DTYPES:
     prepare(ops.greedy, f"{name}[3] i32[1] {name}[2] u8[1] i32[2]", timestamp_begin=FIRST)
@@ -32,7 +34,7 @@ def logits(hidden, at, vocabulary):
 def rows(rng, name, batch, depth, vocabulary=V):
     hidden = rng.integers(-4, 5, (batch, 3, depth)) / 4 * 2.0 ** -rng.integers(0, 3, (batch, 1, 1))
     table = rng.integers(-4, 5, (vocabulary, depth)) / 16
-    return [round_to(name, hidden), rng.integers(0, 3, batch, dtype=np.int32), round_to(name, table)]
+    return round_to(name, hidden), rng.integers(0, 3, batch, dtype=np.int32), round_to(name, table)
 
 
 def check_greedy(name, hidden, at, table, mask, rules):

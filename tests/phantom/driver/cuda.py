@@ -14,6 +14,9 @@ from tests.phantom.counters import Counters
 from tests.phantom.errors import PhantomError
 from tests.phantom.launch import Options, launch, load_kernel
 from tests.phantom.memory import Memory
+from tests.phantom.ptx import Kernel
+
+Grid = tuple[int, int, int]
 
 NAME = b"Phantom GPU (sm_80)"
 PCI_ADDRESS = b"0000:01:00.0"
@@ -72,6 +75,7 @@ class Driver:
         options: How launches run; may be changed between them.
         launches: Counts of all launches so far; clear it before what is to be counted.
         faults: What went wrong so far.
+        alter: Changes every kernel and grid before its launch; for planting faults.
         unknown: Functions that were called and are not here.
     """
 
@@ -79,6 +83,7 @@ class Driver:
     options: Options = field(default_factory=Options)
     launches: list[Counters] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    alter: Callable[[Kernel, Grid], tuple[Kernel, Grid]] | None = None
     unknown: set[str] = field(default_factory=set)
     _handles: count = field(default_factory=lambda: count(0x1000))
     _modules: dict[int, str] = field(default_factory=dict)
@@ -315,7 +320,10 @@ class Driver:
             ctypes.string_at(ctypes.c_uint64.from_address(arguments + 8 * i).value, parameter.size)
             for i, parameter in enumerate(kernel.parameters)
         ]
-        self.launches.append(launch(kernel, self.memory, (gx, gy, gz), (bx, by, bz), data, shared, self.options))
+        grid = gx, gy, gz
+        if self.alter:
+            kernel, grid = self.alter(kernel, grid)
+        self.launches.append(launch(kernel, self.memory, grid, (bx, by, bz), data, shared, self.options))
 
     def cuLaunchKernelEx(self, configuration: int, function: int, arguments: int, extra: int) -> None:
         gx, gy, gz, bx, by, bz, shared = (ctypes.c_uint32 * 7).from_address(configuration)
