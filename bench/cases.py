@@ -11,7 +11,7 @@ from max_whisper.runtime import as_buffer
 STATES = {"tiny": 384, "base": 512, "small": 768, "medium": 1024, "large": 1280}
 """Width of the model's states; heads have 64 elements each."""
 
-WEIGHTS = {"float32": "f32", "bfloat16": "bf16", "int8": "i8"}
+WEIGHTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "i8"}
 """Dtypes of packed weights, and what they are called in signatures. The built-in leg is in float32 throughout."""
 
 AUDIO_CONTEXT = 1500

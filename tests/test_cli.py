@@ -329,8 +329,8 @@ def test_build_compiles_for_the_models_sizes(monkeypatch: pytest.MonkeyPatch) ->
         result = invoke("build", *arguments)
         assert (result.exit_code, result.stdout) == (0, "")
         assert result.stderr == "max-whisper: compiling ...\nmax-whisper: the graphs of tiny.en are in /cache\n"
-        assert calls.pop() == (dimensions("tiny.en"), "cpu", "float32", None, force)
-        assert packs.pop() == (dimensions("tiny.en"), "float32", "cpu")
+        assert calls.pop() == (dimensions("tiny.en"), "cpu", "float16", None, force)
+        assert packs.pop() == (dimensions("tiny.en"), "float16", "cpu")
     assert invoke("build", "--model", "huge").exit_code == 1
 
 

@@ -91,12 +91,17 @@ def test_a_lesser_level_on_request(cpu, monkeypatch):
     [
         ("tpu", "float32", "device 'tpu': expected cpu, gpu or auto"),
         ("cpu", "int3", "dtype 'int3': expected bfloat16, float16, float32, int8"),
-        ("cpu", "float16", "dtype 'float16' on device 'cpu': expected float32, bfloat16, int8"),
     ],
 )
 def test_refuses(device, dtype, message):
     with pytest.raises(DeviceError, match=message):
         target.choose(device, dtype)
+
+
+def test_default_dtype_rounds_nothing():
+    assert target.choose("cpu", None, "float16") == ("cpu", "float16")
+    assert target.choose("cpu", None, "float32") == ("cpu", "float32")
+    assert target.choose("cpu", "int8", "float16") == ("cpu", "int8")
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def rows() -> list[Row]:
     """Who takes part on this machine, with the best settings there are for it."""
     half = bool(cpu_features() & {"amx_bf16", "avx512_bf16"})
     precision = "bf16" if half else "f32"
-    dtypes = [dtype for dtype in ("float32", "bfloat16", "int8") if _is_there(dtype)]
+    dtypes = [dtype for dtype in ("float32", "float16", "bfloat16", "int8") if _is_there(dtype)]
     found = [Row(f"max-whisper {dtype}", (Variant("MaxWhisper", {"dtype": dtype}),)) for dtype in dtypes]
     if "batch_size" in inspect.signature(transcribe).parameters:
         for dtype in dtypes:

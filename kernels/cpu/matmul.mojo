@@ -2,7 +2,8 @@
 
     C[m, n] = epilogue( sum over k of A[m, k] * B[k, n] )
 
-A is row-major with any row stride; B is packed in panels of 16 columns, in float32, bfloat16 or int8 (see `tile.mojo`).
+A is row-major with any row stride; B is packed in panels of 16 columns, in float32, float16, bfloat16 or int8 (see
+`tile.mojo`).
 Narrow panels are multiplied as they are where the CPU has dot products for them (`operand.mojo` says which); the others are
 widened to float32, once for all tiles that read them.
 

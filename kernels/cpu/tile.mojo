@@ -3,21 +3,22 @@
 Every matrix product of the package (linear layers, convolutions as matrices, both products of attention, the
 vocabulary) is cut into tiles of `rows x (panels * PANEL)` float32 sums that stay in registers while k runs:
 
-              PANEL = 16 columns            b: a panel; each of its rows is one cache line
-             +------------------+              and holds 16 columns of G neighbouring k:
-        k -> | b[k, 0 .. 15]    |              G = 1 in float32, 2 in bfloat16, 4 in int8
+              PANEL = 16 columns            b: a panel; each of its rows holds 16 columns
+             +------------------+              of G neighbouring k: G = 1 in float32 and
+        k -> | b[k, 0 .. 15]    |              float16, 2 in bfloat16, 4 in int8
              +------------------+
       a[i,k]  acc[i, 0 .. 15] += a[i, k] * b[k, 0 .. 15]        for the `rows` rows i of the tile
 
 A panel is 16 columns on every CPU, so weights are packed once and a cache of packed weights serves any of them: 16
 columns are one AVX-512 register, two of AVX2, four of NEON or SSE, and the width of an AMX tile; the G values of k that
-lie together are what the dot product instructions of AVX-512 and AMX take.
+lie together are what the dot product instructions of AVX-512 and AMX take. A row is one cache line, in float16 half of one.
 
     element (k, column) of a panel lies at  row k / G, place column * G + k % G;  what pads the last row is 0
     int8: one more row in front, the scales of the 16 columns in float32: b[k, n] = scale[n] * int8[k, n]
 
-The narrow types are widened to float32 in registers (a bfloat16 is the upper half of a float32): they save memory
-traffic, not precision of the sums.
+The narrow types are widened to float32 in registers (a bfloat16 is the upper half of a float32; for float16 there is an
+instruction): they save memory traffic, not precision of the sums. Whisper was published in float16: its weights in that
+type are the float32 weights, and so are all sums.
 
 Cost per k and tile: `rows * panels * 16` fused multiply-adds, `panels / G` cache lines of b, `rows` broadcasts of a.
 
@@ -48,11 +49,11 @@ comptime VECTORS = PANEL // WIDTH
 """Registers that hold one row of a panel."""
 
 
-comptime group[dtype: DType]: Int = size_of[DType.float32]() // size_of[dtype]()
+comptime group[dtype: DType]: Int = 1 if dtype == DType.float16 else size_of[DType.float32]() // size_of[dtype]()
 """G: values of k that lie together in a panel."""
 
 comptime row_size[dtype: DType]: Int = PANEL * group[dtype]
-"""Elements in a row of a panel: one cache line."""
+"""Elements in a row of a panel."""
 
 comptime scale_rows[dtype: DType]: Int = 1 if dtype == DType.int8 else 0
 """Rows of scales in front of a panel."""
@@ -79,16 +80,43 @@ def panel_element[dtype: DType, //](panel: Data[dtype], k: Int, column: Int) -> 
     return value
 
 
+comptime _Row[dtype: DType] = SIMD[dtype if group[dtype] == 1 else DType.int32, WIDTH]
+"""What a register of b holds: WIDTH columns, G values of k in each."""
+
+
 @always_inline
-def _widen[dtype: DType, which: Int](row: SIMD[DType.int32, WIDTH]) -> SIMD[DType.float32, WIDTH]:
-    """Value `which` of the G that each 4 bytes hold, as float32."""
+def _load_row[dtype: DType, //](row: Data[dtype], vector: Int) -> _Row[dtype]:
+    """Loads one of the VECTORS registers of a panel's row."""
+    return row.unsafe_bitcast[Scalar[_Row[dtype].dtype]]().unsafe_load[width=WIDTH](vector * WIDTH)
+
+
+@always_inline
+def _widen[dtype: DType, which: Int](row: _Row[dtype]) -> SIMD[DType.float32, WIDTH]:
+    """Value `which` of the G that each column holds, as float32."""
     comptime if dtype == DType.float32:
-        return bitcast[DType.float32, WIDTH](row)
-    elif dtype == DType.bfloat16:
-        return bitcast[DType.float32, WIDTH](row << 16 if which == 0 else row & Int32(-65536))
+        return rebind[SIMD[DType.float32, WIDTH]](row)
+    elif dtype == DType.float16:
+        return _widen_half(rebind[SIMD[DType.float16, WIDTH]](row))
     else:
-        comptime assert dtype == DType.int8, "weights are float32, bfloat16 or int8"
-        return ((row << Int32(24 - 8 * which)) >> 24).cast[DType.float32]()
+        var words = rebind[SIMD[DType.int32, WIDTH]](row)
+        comptime if dtype == DType.bfloat16:
+            return bitcast[DType.float32, WIDTH](words << 16 if which == 0 else words & Int32(-65536))
+        else:
+            comptime assert dtype == DType.int8, "weights are float32, float16, bfloat16 or int8"
+            return ((words << Int32(24 - 8 * which)) >> 24).cast[DType.float32]()
+
+
+@always_inline
+def _widen_half(x: SIMD[DType.float16, WIDTH]) -> SIMD[DType.float32, WIDTH]:
+    """Finite float16 as float32. Where no instruction does it, the bits move into place and the exponent is corrected.
+    """
+    comptime if CompilationTarget.is_x86() and not CompilationTarget._has_feature["f16c"]():
+        var bits = bitcast[DType.uint16, WIDTH](x).cast[DType.uint32]()
+        comptime bias_difference = Float32(2.0**112)
+        var magnitude = bitcast[DType.float32, WIDTH]((bits & 0x7FFF) << 13) * bias_difference
+        return bitcast[DType.float32, WIDTH](bitcast[DType.uint32, WIDTH](magnitude) | (bits & 0x8000) << 16)
+    else:
+        return x.cast[DType.float32]()
 
 
 def widen_panel[dtype: DType, //](panel: Data[dtype], depth: Int, output: Data[DType.float32]):
@@ -102,13 +130,13 @@ def widen_panel[dtype: DType, //](panel: Data[dtype], depth: Int, output: Data[D
         output: Receives `depth` rows of 16, and up to G - 1 rows of zeros behind them.
     """
     comptime G = group[dtype]
-    var rows = panel.unsafe_offset(scale_rows[dtype] * row_size[dtype]).unsafe_bitcast[Int32]()
+    var rows = panel.unsafe_offset(scale_rows[dtype] * row_size[dtype])
     comptime for v in range(VECTORS):
         var scale = SIMD[DType.float32, WIDTH](1)
         comptime if scale_rows[dtype] > 0:
             scale = panel_scales(panel).unsafe_load[width=WIDTH](v * WIDTH)
         for row in range(ceildiv(depth, G)):
-            var values = rows.unsafe_load[width=WIDTH](row * PANEL + v * WIDTH)
+            var values = _load_row(rows.unsafe_offset(row * row_size[dtype]), v)
             comptime for which in range(G):
                 output.unsafe_store((row * G + which) * PANEL + v * WIDTH, _widen[dtype, which](values) * scale)
 
@@ -160,11 +188,8 @@ def _multiply_tile[
         """Adds the first `count` values of the row that begins with k."""
 
         @always_inline
-        def load_row(j: Int) {imm} -> SIMD[DType.int32, WIDTH]:
-            var line = first.unsafe_offset(j // VECTORS * b_panel_stride + k // G * b_row_stride).unsafe_bitcast[
-                Int32
-            ]()
-            return line.unsafe_load[width=WIDTH](j % VECTORS * WIDTH)
+        def load_row(j: Int) {imm} -> _Row[b_type]:
+            return _load_row(first.unsafe_offset(j // VECTORS * b_panel_stride + k // G * b_row_stride), j % VECTORS)
 
         @always_inline
         def load_a(i: Int, which: Int) {imm} -> SIMD[DType.float32, WIDTH]:

@@ -99,7 +99,7 @@ def _add_model_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=["cpu", "gpu", "auto"], default="cpu", help="where to compute (%(default)s)"
     )
-    parser.add_argument("--dtype", help="number format of the weights (float32 on a CPU, float16 on a GPU)")
+    parser.add_argument("--dtype", help="number format of the weights (the default rounds nothing on a CPU)")
 
 
 def _add_transcribe_options(parser: ArgumentParser) -> None:
@@ -285,11 +285,13 @@ def build(options: Namespace) -> int:
 
     if options.target:
         device, dtype = target.choose_target(options.target, options.dtype)
+        checkpoint = load_checkpoint(options.model)
     else:
-        device, dtype = target.choose(options.device, options.dtype)
+        target.choose(options.device, options.dtype)
+        checkpoint = load_checkpoint(options.model)
+        device, dtype = target.choose(options.device, options.dtype, checkpoint.dtype)
     if options.output:
         os.environ[CACHE_VARIABLE] = options.output
-    checkpoint = load_checkpoint(options.model)
     packed.load(checkpoint, dtype, say, device=device)
     graphs = compiled.build(
         checkpoint.dims, device, dtype, architecture=options.target, force=options.force, progress=say

@@ -67,7 +67,7 @@ class Whisper:
         *,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        device, dtype = target.choose(device, dtype)
+        device, dtype = target.choose(device, dtype, checkpoint.dtype)
         self.dims: ModelDimensions = checkpoint.dims
         self.vocabulary: Vocabulary = checkpoint.vocabulary
         self.device, self.dtype = device, dtype
@@ -309,8 +309,8 @@ def load_model(
     Args:
         name: "tiny.en", "base" ..., "organisation/name", the path of a checkpoint, or a checkpoint.
         device: "cpu", "gpu", or "auto" for a GPU if there is one.
-        dtype: Element type of the weights: "float32" (None means this), "bfloat16" or "int8" on a CPU; "float16" (None),
-            "bfloat16" or "float32" on a GPU.
+        dtype: Element type of the weights: "float32", "float16", "bfloat16" or "int8" on a CPU, "float16", "bfloat16" or
+            "float32" on a GPU; None for the one that `target.choose` says.
         progress: Is told, in words, what takes long on first use.
 
     Raises:
@@ -318,6 +318,6 @@ def load_model(
         CheckpointError: The checkpoint is not whole.
         DeviceError: The device or dtype is not there.
     """
-    device, dtype = target.choose(device, dtype)
+    target.choose(device, dtype)  # what cannot be had is refused before a checkpoint is looked for
     checkpoint = name if isinstance(name, Checkpoint) else load_checkpoint(name)
     return Whisper(checkpoint, device, dtype, progress=progress)

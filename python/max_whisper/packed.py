@@ -23,7 +23,7 @@ from max_whisper.packing import cast, pack_conv1d, pack_linear, packed_shape
 ALIGNMENT = 64
 """Bytes: where a tensor may begin, so that no register load crosses a cache line."""
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Part of the file's name; grows with every change of the layout."""
 
 
@@ -58,8 +58,8 @@ class Format:
     """Dtypes of a model's weights, and which device reads them.
 
     On a GPU everything has one dtype. On a CPU the matrices of the linear layers and the vocabulary, all but a hundredth of
-    a model, have the dtype that is asked for; biases, layer norms and positions stay float32, and the two convolutions,
-    which see the signal itself, are not rounded further than to bfloat16.
+    a model, have the dtype that is asked for; biases, layer norms and positions stay float32, and in a model of int8 the two
+    convolutions, which see the signal itself, stay in float16.
     """
 
     device: str
@@ -72,7 +72,7 @@ class Format:
         """The format of a model that computes in `dtype` on a device."""
         if device == "gpu":
             return cls(device, dtype, dtype, dtype)
-        return cls(device, dtype, "bfloat16" if dtype == "int8" else dtype, "float32")
+        return cls(device, dtype, "float16" if dtype == "int8" else dtype, "float32")
 
 
 def recipes(dims: ModelDimensions, dtype: str, device: str = "cpu") -> dict[str, Recipe]:

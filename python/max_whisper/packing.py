@@ -1,7 +1,7 @@
 """Weights as the kernels read them. Everything is laid out here, once, on the host: the graphs take packed weights.
 
 A GPU reads a matrix (N, K) row by row, in the dtype that it computes in. For a CPU it becomes panels of 16 output columns.
-A row of a panel is one cache line: 16 columns of G neighbouring k, with G = 1 in float32, 2 in bfloat16, 4 in int8:
+A row of a panel is 16 columns of G neighbouring k, with G = 1 in float32 and float16, 2 in bfloat16, 4 in int8:
 
     packed[p, k // G, j * G + k % G] = w[16 * p + j, k]      shape (ceil(N / 16), ceil(K / G), 16 * G), zeros as padding
 
@@ -20,7 +20,7 @@ from max_whisper.config import HEAD_DIM
 PANEL = 16
 """Columns of a panel; the same number as PANEL in kernels/cpu/tile.mojo."""
 
-GROUPS = {"float32": 1, "bfloat16": 2, "int8": 4}
+GROUPS = {"float32": 1, "float16": 1, "bfloat16": 2, "int8": 4}
 """Values of k that lie together, by the dtype of the weights."""
 
 STEPS = 127
@@ -40,7 +40,7 @@ def pack_linear(weight: np.ndarray, dtype: str = "float32", device: str = "cpu")
 
     Args:
         weight: (N, K), as checkpoints store it, finite.
-        dtype: "float32", "bfloat16" or "int8"; on a GPU "float32", "float16" or "bfloat16".
+        dtype: "float32", "float16", "bfloat16" or, on a CPU, "int8".
         device: "cpu" or "gpu", which reads it.
 
     Returns:
@@ -57,8 +57,8 @@ def pack_linear(weight: np.ndarray, dtype: str = "float32", device: str = "cpu")
         scales = np.abs(values).max(axis=1) / np.float32(STEPS)
         values = np.rint(values / np.where(scales > 0, scales, 1)[:, None]).astype(np.int8)
         header = [scales.reshape(panels, 1, PANEL).view(np.int8)]
-    elif dtype == "bfloat16":
-        values = to_bfloat16(values)
+    else:
+        values = cast(values, dtype)
     rows = values.reshape(panels, PANEL, -1, group).swapaxes(1, 2).reshape(panels, -1, PANEL * group)
     return np.ascontiguousarray(np.concatenate([*header, rows], axis=1))
 

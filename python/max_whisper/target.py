@@ -19,8 +19,8 @@ TARGET_VARIABLE = "MAX_WHISPER_CPU_TARGET"
 """Environment variable that asks for a level of CPU_LEVELS, for testing a lesser one."""
 
 
-DTYPES = {"cpu": ("float32", "bfloat16", "int8"), "gpu": ("float16", "bfloat16", "float32")}
-"""Element types that weights can have on each device; the first is the default."""
+DTYPES = {"cpu": ("float32", "float16", "bfloat16", "int8"), "gpu": ("float16", "bfloat16", "float32")}
+"""Element types that weights can have on each device; the first is the default, but see `choose`."""
 
 GPU_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "gfx942", "gfx1100")
 """GPU architectures that graphs are known to compile for; newer NVIDIA ones run the same kernels."""
@@ -157,12 +157,14 @@ def use_cpu_target(device: str = "cpu") -> str:
     return target
 
 
-def choose(device: str = "cpu", dtype: str | None = None) -> tuple[str, str]:
+def choose(device: str = "cpu", dtype: str | None = None, stored: str = "float32") -> tuple[str, str]:
     """Decides where to compute and in which numbers; refuses what is not there, before anything is computed.
 
     Args:
         device: "cpu", "gpu", or "auto" for a GPU if there is one.
-        dtype: Element type of the weights; None for the device's own: float32 on a CPU, float16 on a GPU.
+        dtype: Element type of the weights; None for the device's own: float16 on a GPU, and on a CPU the narrowest that
+            rounds nothing, float16 for a checkpoint that is stored in it, else float32. A CPU computes in float32 with both.
+        stored: Element type of the checkpoint.
 
     Returns:
         "cpu" or "gpu", and the dtype.
@@ -183,7 +185,7 @@ def choose(device: str = "cpu", dtype: str | None = None) -> tuple[str, str]:
             raise DeviceError(f"device 'gpu': {_why_no_gpu()}; use device 'cpu'")
         if obstacle := _obstacle():
             raise DeviceError(f"device 'gpu': {obstacle}; use device 'cpu'")
-    dtype = dtype or DTYPES[device][0]
+    dtype = dtype or ("float16" if stored == "float16" else DTYPES[device][0])
     if dtype not in DTYPES[device]:
         raise DeviceError(f"dtype {dtype!r} on device {device!r}: expected {', '.join(DTYPES[device])}")
     return device, dtype

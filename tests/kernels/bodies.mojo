@@ -109,7 +109,9 @@ def main() raises:
             (15, 127),
             (32, 240),
         ]:
+            check[DType.float16](rows, columns, depth)
             check[DType.bfloat16](rows, columns, depth)
             check[DType.int8](rows, columns, depth)
+    check[DType.float16](700, 20, 300)
     check[DType.bfloat16](700, 20, 300)
     check[DType.int8](700, 20, 300)

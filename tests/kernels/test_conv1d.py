@@ -11,7 +11,7 @@ for stride in (1, 2):
     eager.prepare(ops.conv1d, "f32[3] f32[3] f32[1]", stride=stride)
 eager.prepare(ops.conv1d, "f32[3] f32[3] f32[1] f32[2]", stride=2)
 
-for weights in ("bf16", "i8"):
+for weights in ("f16", "bf16", "i8"):
     eager.prepare(ops.conv1d, f"f32[3] {weights}[3] f32[1]", stride=2)
 
 # Lengths at which an end falls on every row of a tile; channels and columns around a panel; Whisper's own.
@@ -35,7 +35,7 @@ def test_matches_reference(rng, shape, stride):
     check(ops.conv1d, arguments(rng, *shape), references.conv1d, stride=stride, **FLOAT32_TOLERANCE)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def test_narrow_weights(rng, shape, dtype):
     """The reference multiplies the same rounded numbers; sums are of float32, or exact: the bound is float32's."""

@@ -11,8 +11,9 @@ CONTEXT = 50
 VOCABULARY = 37  # two whole panels and five tokens of a third
 REAL_VOCABULARY = 51866
 
-for dtype, size in (("f32", VOCABULARY), ("bf16", VOCABULARY), ("i8", VOCABULARY), ("f32", REAL_VOCABULARY)):
-    eager.prepare(ops.embed, f"i32[2] i32[1] {dtype}[3] f32[2]", n_vocab=size)
+for weights in ("f32", "f16", "bf16", "i8"):
+    eager.prepare(ops.embed, f"i32[2] i32[1] {weights}[3] f32[2]", n_vocab=VOCABULARY)
+eager.prepare(ops.embed, "i32[2] i32[1] f32[3] f32[2]", n_vocab=REAL_VOCABULARY)
 
 
 def arguments(
@@ -52,7 +53,7 @@ def test_real_vocabulary(rng):
 
 
 @pytest.mark.parametrize("depth", [1, 61, 64])
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 def test_narrow_vocabulary(rng, dtype, depth):
     """Widening is exact and the sum is float32's, so the bound is too."""
     arrays = arguments(rng, 3, 4, depth, dtype=dtype)

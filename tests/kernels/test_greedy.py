@@ -23,7 +23,7 @@ EVERYTHING = (0, 0, 0, 2**31 - 1)
 GREEDY = "f32[3] i32[1] f32[3] u8[1] i32[2]"
 for first in (FIRST, REAL_FIRST):
     eager.prepare(ops.greedy, GREEDY, timestamp_begin=first)
-for weights in ("bf16", "i8"):
+for weights in ("f16", "bf16", "i8"):
     eager.prepare(ops.greedy, f"f32[3] i32[1] {weights}[3] u8[1] i32[2]", timestamp_begin=FIRST)
 for size, token in ((1, 0), (17, 16), (300, 255), (REAL_VOCABULARY, NO_SPEECH)):
     eager.prepare(ops.token_probability, "f32[3] i32[1] f32[3]", n_vocab=size, token=token)
@@ -143,7 +143,7 @@ def test_real_vocabulary(rng, batch):
 
 
 @pytest.mark.parametrize("batch", [1, 7])
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 def test_narrow_vocabulary(rng, dtype, batch):
     """The reference multiplies the same rounded numbers; sums are of float32, or exact: the bound is float32's."""
     mask = np.zeros(300, np.uint8)

@@ -9,7 +9,7 @@ from .harness import FLOAT32_TOLERANCE, check
 
 for gelu in (False, True):
     eager.prepare(ops.linear, "f32[2] f32[3] f32[1]", gelu=gelu)
-for weights in ("bf16", "i8"):
+for weights in ("f16", "bf16", "i8"):
     eager.prepare(ops.linear, f"f32[2] {weights}[3] f32[1]", gelu=False)
 eager.prepare(ops.linear, "f32[3] f32[3] f32[1]", gelu=True)
 eager.prepare(ops.linear, "f32[2] f32[3] f32[1] f32[2]", gelu=False)
@@ -40,7 +40,7 @@ def test_matches_reference(rng, shape, gelu):
     check(ops.linear, arguments(rng, *shape), references.linear, gelu=gelu, **FLOAT32_TOLERANCE)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 @pytest.mark.parametrize("shape", [*SHAPES, (6, 3, 17), (7, 5, 33), (8, 62, 17)], ids=lambda s: "x".join(map(str, s)))
 def test_narrow_weights(rng, shape, dtype):
     """The reference multiplies the same rounded numbers; sums are of float32, or exact: the bound is float32's."""
@@ -91,14 +91,19 @@ def test_refuses(rng, change, message):
         eager.call(ops.linear, *change(*arguments(rng, 4, 24, 20)), gelu=False)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
 def test_packing_keeps_every_weight(rng, dtype):
     weight = rng.standard_normal((37, 5), dtype=np.float32)
     weight[3], weight[4, 1:], weight[4, 0] = 0, 0, -1e-30
     packed = pack_linear(weight, dtype)
     assert packed.shape == packed_shape(37, 5, dtype)
     # bfloat16 has 8 significant bits; int8 has 127 steps up to the largest of each column
-    bound = {"float32": 0, "bfloat16": 2.0**-8 * np.abs(weight), "int8": np.abs(weight).max(1, keepdims=True) / 253}
+    bound = {
+        "float32": 0,
+        "float16": 2.0**-11 * np.abs(weight) + 2.0**-25,
+        "bfloat16": 2.0**-8 * np.abs(weight),
+        "int8": np.abs(weight).max(1, keepdims=True) / 253,
+    }
     assert (np.abs(references.unpack_linear(packed, 37, 5) - weight) <= bound[dtype]).all()
     assert not references.unpack_linear(packed, 48, 5)[37:].any()
     assert not references.unpack_linear(packed, 37, 8)[:, 5:].any() or dtype == "float32"

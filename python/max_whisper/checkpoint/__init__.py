@@ -44,6 +44,11 @@ class Checkpoint:
     source: str
     fingerprint: str
 
+    @property
+    def dtype(self) -> str:
+        """What the weights are stored in: "float16" if all are, else "float32"."""
+        return "float16" if all(tensor.dtype == np.float16 for tensor in self.tensors.values()) else "float32"
+
 
 @dataclass(frozen=True)
 class FoundModel:
