@@ -5,7 +5,7 @@ from max_whisper import eager, ops
 from max_whisper.packing import pack_linear, packed_shape
 
 from . import references
-from .harness import FLOAT32_TOLERANCE, check
+from .harness import FLOAT32_TOLERANCE, check, run
 
 for gelu in (False, True):
     eager.prepare(ops.linear, "f32[2] f32[3] f32[1]", gelu=gelu)
@@ -45,6 +45,17 @@ def test_matches_reference(rng, shape, gelu):
 def test_narrow_weights(rng, shape, dtype):
     """The reference multiplies the same rounded numbers; sums are of float32, or exact: the bound is float32's."""
     check(ops.linear, arguments(rng, *shape, dtype=dtype), references.linear, gelu=False, **FLOAT32_TOLERANCE)
+
+
+@pytest.mark.parametrize("rows", [1, 6, 7, 1500])
+def test_float16_weights_change_no_bit(rng, rows):
+    """What float16 holds exactly gives float32's sums, in the same order: the reason why it is the default."""
+    x = rng.standard_normal((rows, 67), dtype=np.float32)
+    weight = rng.standard_normal((71, 67)).astype(np.float16)
+    weight[:, :5] = np.float16(6e-8) * np.arange(-2, 3)  # subnormal ones too
+    bias = rng.standard_normal(71, dtype=np.float32)
+    half, single = (run(ops.linear, x, pack_linear(weight, dtype), bias, gelu=False) for dtype in ("float16", "float32"))
+    np.testing.assert_array_equal(half, single)
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 17), (7, 61, 64), (1500, 64, 80)], ids=lambda s: "x".join(map(str, s)))
