@@ -9,7 +9,7 @@ from tests import models
 from tests.golden import clips
 
 jiwer = pytest.importorskip("jiwer")
-MODELS = [("tiny.en", "float32")]
+MODELS = [("tiny.en", "float16")]
 
 
 def words(text: str) -> str:

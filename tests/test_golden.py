@@ -11,7 +11,7 @@ import pytest
 from tests import models
 from tests.golden import clips
 
-MODELS = [("base", "float32"), ("tiny.en", "float32")]
+MODELS = [("base", "float16"), ("tiny.en", "float16")]
 GOLDEN = Path(__file__).parent / "golden"
 
 # Tokens, text and times are compared exactly. Log probabilities are means of float32 sums, which depend on the order of

@@ -58,8 +58,8 @@ class Format:
     """Dtypes of a model's weights, and which device reads them.
 
     On a GPU everything has one dtype. On a CPU the matrices of the linear layers and the vocabulary, all but a hundredth of
-    a model, have the dtype that is asked for; biases, layer norms and positions stay float32, and in a model of int8 the two
-    convolutions, which see the signal itself, stay in float16.
+    a model, have the dtype that is asked for; biases, layer norms and positions stay float32; in a model of int8 the two
+    convolutions, which see the signal itself, stay float16.
     """
 
     device: str

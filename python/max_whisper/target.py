@@ -162,8 +162,8 @@ def choose(device: str = "cpu", dtype: str | None = None, stored: str = "float32
 
     Args:
         device: "cpu", "gpu", or "auto" for a GPU if there is one.
-        dtype: Element type of the weights; None for the device's own: float16 on a GPU, and on a CPU the narrowest that
-            rounds nothing, float16 for a checkpoint that is stored in it, else float32. A CPU computes in float32 with both.
+        dtype: Element type of the weights; None for the device's own: float16 on a GPU; on a CPU what rounds nothing,
+            float16 for a checkpoint that is stored in it, else float32. A CPU computes in float32 with either.
         stored: Element type of the checkpoint.
 
     Returns:

@@ -54,7 +54,9 @@ def test_float16_weights_change_no_bit(rng, rows):
     weight = rng.standard_normal((71, 67)).astype(np.float16)
     weight[:, :5] = np.float16(6e-8) * np.arange(-2, 3)  # subnormal ones too
     bias = rng.standard_normal(71, dtype=np.float32)
-    half, single = (run(ops.linear, x, pack_linear(weight, dtype), bias, gelu=False) for dtype in ("float16", "float32"))
+    half, single = (
+        run(ops.linear, x, pack_linear(weight, dtype), bias, gelu=False) for dtype in ("float16", "float32")
+    )
     np.testing.assert_array_equal(half, single)
 
 
