@@ -1,23 +1,17 @@
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from max_whisper.cache import cache_dir
 from tests import models
-from tests.phantom.install import install
-
-REAL_GPUS = (Path("/dev/nvidia0"), Path("/dev/kfd"))
+from tests.phantom.install import install, is_needed
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Where GPU tests are asked for and no GPU is there, puts the phantom one in its place: before MAX is imported."""
-    if (
-        "gpu" in config.option.markexpr
-        and "not gpu" not in config.option.markexpr
-        and not any(path.exists() for path in REAL_GPUS)
-    ):
+    marks = config.option.markexpr
+    if "gpu" in marks and "not gpu" not in marks and is_needed():
         install(cache_dir() / "phantom")
 
 

@@ -3,7 +3,8 @@
 A thread makes one chunk of 16 bytes: it loads one of E and one of P, adds in float32, stores one. The host cannot see tokens
 and positions; what is outside of a table is taken for the nearest row, so that no kernel reads where nothing is.
 
-Cost: 3*B*T*D elements moved, and one sector for the token and one for the past of each warp: 1.04 times the least.
+Cost: 3*B*T*D elements moved, and one sector for the token and one for the past of each warp: 1.04 times the least. Occupancy: at
+most 32 registers, so as many warps as a multiprocessor takes.
 """
 
 from max.gpu import block_idx, thread_idx

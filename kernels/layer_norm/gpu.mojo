@@ -13,7 +13,8 @@ The variance is the mean of squared distances from the mean, not a difference of
 lanes on every GPU; where a wavefront has 64, it holds two rows.
 
 Cost: M rows in and out once (with the residual two in, two out) and gamma and beta once per 16 rows: 1 + 1/16 of the least
-for one input, 1 + 1/32 for two. Registers: at most 64 numbers of the row per lane. Shared memory: 2 * D elements.
+for one input, 1 + 1/32 for two. Shared memory: 2 * D elements. A lane holds at most 64 numbers of
+the row. Occupancy: at most 48 registers up to D = 512, 3 blocks or 48 warps per multiprocessor; 128 and one block at most.
 """
 
 from max.gpu import MAX_THREADS_PER_BLOCK_METADATA, barrier, block_idx, thread_idx
@@ -62,6 +63,7 @@ def layer_norm_kernel[
     beta: Data[dtype],
     rows: Int32,
     columns: Int32,
+    share: Float32,
     epsilon: Float32,
 ):
     """Normalises 16 rows, after adding the residual and storing the sum where there is one.
@@ -80,6 +82,7 @@ def layer_norm_kernel[
         beta: (columns).
         rows: M.
         columns: D, whole chunks.
+        share: 1 / D: a division here would be a call, with a register to spill.
         epsilon: Added to the variance.
     """
     comptime width = chunk[dtype]()
@@ -116,13 +119,13 @@ def layer_norm_kernel[
     var sum = Float32(0)
     comptime for i in range(rounds):
         sum += s[i].reduce_add()
-    var mean = _group_sum(sum) / Float32(columns)
+    var mean = _group_sum(sum) * share
     var squares = Float32(0)
     comptime for i in range(rounds):
         if first + Int32(i * LANES * width) < columns:
             var distance = s[i] - mean
             squares += (distance * distance).reduce_add()
-    var scale = 1 / sqrt(_group_sum(squares) / Float32(columns) + epsilon)
+    var scale = 1 / sqrt(_group_sum(squares) * share + epsilon)
 
     wait_copies()
     barrier()
@@ -163,6 +166,7 @@ def enqueue_layer_norm[
             beta,
             Int32(rows),
             Int32(columns),
+            1 / Float32(columns),
             epsilon,
             grid_dim=ceildiv(rows, ROWS),
             block_dim=THREADS,

@@ -115,8 +115,9 @@ def test_at_outside_of_the_states_reads_inside(rng):
 @pytest.mark.parametrize("name", ["f16", "f32"])
 @pytest.mark.parametrize("batch", [1, 16])
 def test_moves_little_more_than_it_must(rng, batch, name):
-    hidden, at, table = rows(rng, name, batch, 384)
-    mask, rules = np.zeros(V, np.uint8), np.array([(1, *EVERYTHING[1:])] * batch, np.int32)
+    """Of whole blocks, as all but the last of a real vocabulary's 200 are."""
+    hidden, at, table = rows(rng, name, batch, 384, 6 * 256)
+    mask, rules = np.zeros(6 * 256, np.uint8), np.array([(1, *EVERYTHING[1:])] * batch, np.int32)
     hidden = hidden[:, :1]
     launches = all_counted(ops.greedy, [hidden, at * 0, table, mask, rules], timestamp_begin=FIRST)
     least = table.nbytes + hidden.nbytes + mask.nbytes + rules.nbytes + 12 * batch

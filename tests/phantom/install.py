@@ -16,11 +16,19 @@ _FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int64, *_INTEGERS)
 
 _MAP_FIXED_NOREPLACE = 0x100000
 
+REAL_GPUS = (Path("/dev/nvidia0"), Path("/dev/kfd"))
+"""What the drivers of NVIDIA and AMD put into the file system."""
+
 installed: Driver | None = None
 """The phantom GPU's driver, once it is installed in this process."""
 
 _kept: list[object] = []
 """Functions and libraries that the runtime calls for the rest of the process."""
+
+
+def is_needed() -> bool:
+    """Whether this machine has no real GPU."""
+    return not any(path.exists() for path in REAL_GPUS)
 
 
 def install(cache: Path) -> Driver:

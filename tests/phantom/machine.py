@@ -1,8 +1,8 @@
 """The multiprocessor: runs some blocks of a launch in lockstep, as NumPy vectors with one element per thread.
 
 Threads of all these blocks that stand at the same instruction execute it together, under a mask. The scheduler always picks
-the lowest instruction that a running thread stands at: diverged threads wait for those behind them, which is where a
-compiler puts the joins. Barriers and warp-wide instructions hold threads until the ones they need have come.
+the earliest instruction that a running thread stands at, in the order of `flow.py`: diverged threads wait for those behind
+them. Barriers and warp-wide instructions hold threads until the ones they need have come.
 """
 
 from __future__ import annotations

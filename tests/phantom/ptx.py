@@ -5,9 +5,11 @@ The text is what a compiler writes, so the parser reads its shape: one statement
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
+from tests.phantom import flow
 from tests.phantom.errors import UnsupportedError
 from tests.phantom.types import TYPES, UNSIGNED
 
@@ -84,6 +86,21 @@ class Kernel:
     labels: dict[str, int] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
     max_threads: int | None = None
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Numbers of the instructions in the order in which diverged threads run them, see `flow.py`."""
+        return flow.order(self.instructions, self.labels)
+
+    @cached_property
+    def position(self) -> np.ndarray:
+        """Where each instruction stands in this order."""
+        return np.argsort(self.order)
+
+    @cached_property
+    def joins(self) -> frozenset[int]:
+        """Instructions with a label."""
+        return frozenset(self.labels.values())
 
     def parameter_bytes(self) -> int:
         """Size of the parameter space."""

@@ -28,12 +28,12 @@ def run(machine: Machine) -> None:
 
 
 def _straight_line(machine: Machine, running: np.ndarray) -> None:
-    """Runs the threads at the lowest instruction up to the next branch, label or wait."""
-    instructions, labels = machine.kernel.instructions, machine.kernel.labels
-    pc = int(machine.pc[running].min())
+    """Runs the threads at the earliest instruction up to the next branch, label or wait."""
+    kernel = machine.kernel
+    instructions, labels, joins = kernel.instructions, kernel.labels, kernel.joins
+    pc = int(kernel.order[kernel.position[machine.pc[running]].min()])
     here = running & (machine.pc == pc)
     everyone = bool(here.all())
-    joins = set(labels.values())
     while True:
         instruction = machine.current = instructions[pc]
         machine.mask = None if everyone else here

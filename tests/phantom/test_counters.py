@@ -62,3 +62,28 @@ def test_one_word_for_all_lanes_is_one_pass(memory):
 def test_instructions_are_counted_by_warp(memory):
     _, counters = run(memory, "add.s32 %r1, %r31, 1; add.s32 %r1, %r1, 1;", grid=(3, 1, 1), threads=96)
     assert counters.instructions["add"] == 2 * 3 * 3
+
+
+RARE = """
+    mov.b32 %r1, 0;
+    setp.lt.u32 %p1, %r31, 4;
+$loop:
+    @%p1 bra $rare;
+$met:
+    add.u32 %r1, %r1, 1;
+    ld.global.f32 %f1, [%d20];
+    setp.lt.u32 %p2, %r1, 10;
+    @%p2 bra $loop;
+    bra $end;
+$rare:
+    mov.b32 %r2, 0;
+    bra $met;
+$end:
+"""
+
+
+def test_threads_sent_out_of_line_are_waited_for(memory):
+    """Four lanes take, in every round, a detour that stands behind the loop: the loads are still the whole warp's."""
+    _, counters = run(memory, address(4) + RARE, [ARRAY])
+    assert counters.requests == 10
+    assert counters.sectors_read == 40

@@ -21,7 +21,7 @@ has several. Where one block sees all keys, there is nothing to combine: it writ
 Decoding by itself needs no second launch: a cache of up to 512 keys is one block per head.
 
 The new key and value of a step come from the row that the linear layer wrote; the block that reads them puts them into
-the cache. Occupancy: at most 76 registers, 256 threads: 3 blocks, 24 warps and 96 KB in flight per multiprocessor.
+the cache. Occupancy: at most 80 registers, 256 threads: 3 blocks, 24 warps and 96 KB in flight per multiprocessor.
 
 Dao, Haziza, Massa, Sizov: "Flash-Decoding for long-context inference", 2023.
 """
