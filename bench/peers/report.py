@@ -100,23 +100,23 @@ def _plot(results: dict[str, Results], rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     tasks = ("encode", "decode", "short", "long", "start")
-    figure, axes = pyplot.subplots(len(results), len(tasks), figsize=(16, 3.4 * len(results)), squeeze=False)
+    shown = [row for row in rows if any(value(result, row, task) for result in results.values() for task in tasks)]
+    size = (14, (0.3 * len(shown) + 0.8) * len(results))
+    figure, axes = pyplot.subplots(len(results), len(tasks), figsize=size, squeeze=False, sharey=True)
     for line, (model, result) in zip(axes, results.items(), strict=True):
         for axis, task in zip(line, tasks, strict=True):
-            found = [(row, number) for row in rows if (number := value(result, row, task)) is not None]
-            speeds = [number if task in MORE_IS_BETTER else 1 / number for _, number in found]
-            peers = [speed for (row, _), speed in zip(found, speeds, strict=True) if not row.ours]
-            best = max(peers, default=1.0)
-            colours = ["tab:orange" if row.ours else "tab:gray" for row, _ in found]
-            axis.barh([row.title for row, _ in found], [speed / best for speed in speeds], color=colours)
-            axis.bar_label(axis.containers[0], [COLUMNS[task][1](number) for _, number in found], padding=3, fontsize=7)
+            found = [(i, row, number) for i, row in enumerate(shown) if (number := value(result, row, task)) is not None]
+            speeds = [number if task in MORE_IS_BETTER else 1 / number for *_, number in found]
+            best = max((speed for (_, row, _), speed in zip(found, speeds, strict=True) if not row.ours), default=1.0)
+            colours = ["tab:orange" if row.ours else "lightgray" for _, row, _ in found]
+            axis.barh([i for i, *_ in found], [speed / best for speed in speeds], color=colours)
+            for i, _, number in found:
+                axis.text(0.03, i, COLUMNS[task][1](number), va="center", fontsize=8)
             axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
             axis.set_title(f"{model}: {COLUMNS[task][0]}", fontsize=9)
-            axis.set_xlim(0, 1.35 * max([1.0, *(speed / best for speed in speeds)]))
-            axis.invert_yaxis()
-            axis.tick_params(labelsize=7)
-            if task != tasks[0] and len(found) == len(rows):
-                axis.set_yticklabels([])
+            axis.set_yticks(range(len(shown)), [row.title for row in shown])
+            axis.tick_params(labelsize=8)
+        line[0].set_ylim(len(shown) - 0.4, -0.6)
     figure.supxlabel("speed relative to the best peer", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
