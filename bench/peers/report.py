@@ -105,7 +105,9 @@ def _plot(results: dict[str, Results], rows: list[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(len(results), len(tasks), figsize=size, squeeze=False, sharey=True)
     for line, (model, result) in zip(axes, results.items(), strict=True):
         for axis, task in zip(line, tasks, strict=True):
-            found = [(i, row, number) for i, row in enumerate(shown) if (number := value(result, row, task)) is not None]
+            found = [
+                (i, row, number) for i, row in enumerate(shown) if (number := value(result, row, task)) is not None
+            ]
             speeds = [number if task in MORE_IS_BETTER else 1 / number for *_, number in found]
             best = max((speed for (_, row, _), speed in zip(found, speeds, strict=True) if not row.ours), default=1.0)
             colours = ["tab:orange" if row.ours else "lightgray" for _, row, _ in found]
