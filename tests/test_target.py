@@ -78,6 +78,8 @@ def test_a_level_that_cannot_be_had(cpu, monkeypatch, wanted, message):
     monkeypatch.setenv(target.TARGET_VARIABLE, wanted)
     with pytest.raises(DeviceError, match=message):
         target.cpu_target()
+    with pytest.raises(DeviceError, match=message):
+        target.choose("cpu")
 
 
 def test_a_lesser_level_on_request(cpu, monkeypatch):

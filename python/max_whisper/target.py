@@ -170,7 +170,7 @@ def choose(device: str = "cpu", dtype: str | None = None, stored: str = "float32
         "cpu" or "gpu", and the dtype.
 
     Raises:
-        DeviceError: The device is unknown, absent or too old, or the dtype is not supported on it.
+        DeviceError: The device is unknown, absent or too old, the dtype is not supported on it, or as `cpu_target`.
     """
     if device not in ("cpu", "gpu", "auto"):
         raise DeviceError(f"device {device!r}: expected cpu, gpu or auto")
@@ -188,6 +188,7 @@ def choose(device: str = "cpu", dtype: str | None = None, stored: str = "float32
     dtype = dtype or ("float16" if stored == "float16" else DTYPES[device][0])
     if dtype not in DTYPES[device]:
         raise DeviceError(f"dtype {dtype!r} on device {device!r}: expected {', '.join(DTYPES[device])}")
+    cpu_target(device)  # a level that was asked for and cannot be had is refused now, not after the weights are packed
     return device, dtype
 
 
