@@ -116,12 +116,7 @@ def refused(op: Callable, arrays: Sequence[np.ndarray], message: str, **paramete
     assert not (install.installed and install.installed.launches)
 
 
-def compile_prepared(*, load: bool = True) -> None:
-    """Compiles all ops that were named; `load` says whether they can run here."""
-    _compile(_prepared, load=load)
-
-
-def _compile(calls: set[tuple], *, load: bool = True) -> None:
+def _compile(calls: set[tuple]) -> None:
     ordered = sorted(calls - _models.keys(), key=lambda call: (call[0].__qualname__, str(call[1:])))
     names = {f"op{number}": call for number, call in enumerate(ordered)}  # always the same: MAX's cache goes by them
     library = KernelLibrary()
@@ -141,9 +136,8 @@ def _compile(calls: set[tuple], *, load: bool = True) -> None:
             results = op(*values, **dict(parameters))
             graph.output(*(results if isinstance(results, tuple) else (results,)))
     compiled = _session().compile(module, custom_extensions=library.library_paths())
-    if load:
-        for name, model in _session().init_all(compiled).items():
-            _models[names[name]] = model
+    for name, model in _session().init_all(compiled).items():
+        _models[names[name]] = model
 
 
 @cache
