@@ -10,12 +10,12 @@ import pytest
 
 from tests.golden import clips
 
-from . import run_model
-
 TOLERANCE: dict[str, dict[str, Any]] = {
     "float32": {"rtol": 0, "atol": 1e-3},  # sums in another order, through four blocks and states of about 3
     "float16": {"rtol": 2**-8, "atol": 5e-2},  # every state between layers is rounded to 11 bits
 }
+
+LOGITS = {"float32": 1e-2, "float16": 0.2}
 
 
 def run(tmp_path, device: str, dtype: str, *arguments: str) -> dict[str, np.ndarray]:
@@ -43,11 +43,13 @@ def expected(tmp_path_factory) -> dict[str, np.ndarray]:
 def test_tiny_model(tmp_path, expected, dtype):
     """Log-mel, encoder, cross-attention, prompt, steps and logits; the tokens are exactly the CPU's."""
     results = run(tmp_path, "gpu", dtype)
-    assert len(np.unique(expected["tokens"])) > run_model.STEPS  # tokens that say something
+    assert len(np.unique(expected["tokens"])) > 4  # tokens that say something
     np.testing.assert_array_equal(results["tokens"], expected["tokens"])
     np.testing.assert_allclose(results["mel"], expected["mel"], atol=1e-4)
-    for name in ("states", "log_probs", "no_speech_probs", "logits"):
+    for name in ("states", "log_probs", "no_speech_probs"):
         np.testing.assert_allclose(results[name], expected[name], **TOLERANCE[dtype], err_msg=name)
+    # A logit sums 128 products of a state and an embedding of unit scale: sqrt(128) times a state's error
+    np.testing.assert_allclose(results["logits"], expected["logits"], **(TOLERANCE[dtype] | {"atol": LOGITS[dtype]}))
 
 
 @pytest.mark.nightly
