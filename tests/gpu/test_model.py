@@ -14,7 +14,7 @@ TOLERANCE: dict[str, dict[str, Any]] = {
     "float32": {"rtol": 0, "atol": 1e-3},  # sums in another order, through four blocks and states of about 3
     "float16": {"rtol": 2**-8, "atol": 5e-2},  # every state between layers is rounded to 11 bits
 }
-LOGITS = {"float32": 1e-2, "float16": 0.2}
+LOGITS = {"float32": 1e-2, "float16": 0.2}  # set after the first run, whose largest difference was 0.083
 
 
 def run(tmp_path, device: str, dtype: str, *arguments: str) -> dict[str, np.ndarray]:
