@@ -26,10 +26,10 @@ from std.math import ceildiv
 from std.memory import stack_allocation
 from std.utils.numerics import neg_inf
 
-from ..cpu.math import LOG2_E, exp2
 from ..cpu.threads import share
 from ..cpu.tile import PANEL, ROWS, WIDTH, multiply_tile
 from ..data import Data
+from ..math import LOG2_E, exp2
 
 comptime HEAD = 64
 """Elements of one head: Whisper's, from tiny to large."""

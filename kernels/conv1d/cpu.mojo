@@ -22,7 +22,7 @@ from std.memory import stack_allocation
 from ..cpu.epilogue import Epilogue
 from ..cpu.matmul import multiply
 from ..data import Data
-from ..linear.cpu import gelu
+from ..math import gelu
 
 comptime TAPS = 3
 """Width of the convolution."""

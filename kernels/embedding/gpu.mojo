@@ -47,7 +47,7 @@ def embed_kernel[
         length: T.
         depth: D, whole chunks.
         last_token: V - 1.
-        last_position: n_ctx - 1.
+        last_position: Of `n_ctx` positions, n_ctx - 1.
     """
     comptime width = chunk[dtype]()
     var chunks = depth // Int32(width)

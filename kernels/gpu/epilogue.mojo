@@ -5,7 +5,7 @@ otherwise rows of y start anywhere, and elements go one by one.
 """
 
 from ..data import Data
-from ..linear.cpu import gelu
+from ..math import gelu
 from .memory import chunk, load_chunk, store_chunk
 
 

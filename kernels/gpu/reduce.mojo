@@ -17,21 +17,34 @@ from max.gpu.primitives import warp
 from .memory import shared_memory
 
 
+comptime WARP_STEPS = 6 if WARP_SIZE == 64 else 5
+"""Shuffles of a butterfly: step s exchanges lanes that are 2^s apart."""
+
+
 @always_inline
 def warp_sum(x: Float32) -> Float32:
     """Sum over the lanes of the warp, in every lane."""
     var y = x
-    comptime for step in range(_STEPS):
+    comptime for step in range(WARP_STEPS):
         y += warp.shuffle_xor(y, UInt32(1 << step))
     return y
 
 
 @always_inline
-def warp_max(x: Float32) -> Float32:
+def warp_max[dtype: DType, //](x: Scalar[dtype]) -> Scalar[dtype]:
     """Largest value of the lanes of the warp, in every lane."""
     var y = x
-    comptime for step in range(_STEPS):
+    comptime for step in range(WARP_STEPS):
         y = max(y, warp.shuffle_xor(y, UInt32(1 << step)))
+    return y
+
+
+@always_inline
+def warp_min[dtype: DType, //](x: Scalar[dtype]) -> Scalar[dtype]:
+    """Smallest value of the lanes of the warp, in every lane."""
+    var y = x
+    comptime for step in range(WARP_STEPS):
+        y = min(y, warp.shuffle_xor(y, UInt32(1 << step)))
     return y
 
 
@@ -79,6 +92,3 @@ def block_max[threads: Int](x: Float32) -> Float32:
             y = max(y, terms.unsafe_load(i))
         barrier()
     return y
-
-
-comptime _STEPS = 6 if WARP_SIZE == 64 else 5

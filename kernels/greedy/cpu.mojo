@@ -30,12 +30,12 @@ from std.memory.alloc import unsafe_alloc
 from std.sys import size_of
 from std.utils.numerics import isfinite, nan
 
-from ..cpu.math import exp
 from ..cpu.epilogue import Epilogue
 from ..cpu.matmul import multiply, multiply_block
 from ..cpu.threads import grain, share
 from ..cpu.tile import PANEL, WIDTH
 from ..data import Data
+from ..math import exp
 
 comptime CHUNK = 16
 """Panels of one chunk: 0.4 to 1.3 MB of weights, and few enough chunks that merging them costs nothing."""

@@ -1,23 +1,15 @@
 """Linear layer: y = f(x @ W^T + b) [+ r].
 
-Shapes: x (M, K) row-major, W packed in panels (ceil(N/16), K, 16), b (N), r and y (M, N) row-major; f is the identity
-or GELU in its erf form, x/2 * (1 + erf(x / sqrt 2)) (Hendrycks and Gimpel, arXiv:1606.08415).
+Shapes: x (M, K) row-major, W (N, K) packed in panels of 16 columns (`cpu/tile.mojo`), b (N), r and y (M, N) row-major; f is the
+identity or GELU in its erf form, x/2 * (1 + erf(x / sqrt 2)) (Hendrycks and Gimpel, arXiv:1606.08415).
 
 Cost: 2*M*N*K operations; (M*K + N*K + N + M*N [+ M*N]) elements moved. The bias, the activation and the residual are
 applied to the sums while they are in registers, so they cost no pass over memory.
 """
 
-from ..cpu.math import erf
 from ..cpu.epilogue import Epilogue
 from ..data import Data
-
-comptime INV_SQRT2 = Float32(0.70710678118654752440)
-
-
-@always_inline
-def gelu[width: Int](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
-    """GELU in its erf form, elementwise."""
-    return 0.5 * x * (1 + erf(x * INV_SQRT2))
+from ..math import gelu
 
 
 @fieldwise_init

@@ -218,7 +218,7 @@ def spectrogram_kernel[
         weights: (total), the runs one after another.
         count: Samples of a recording.
         length: The same with the zeros behind it.
-        frames: length / 160.
+        frames: Whole hops, length / 160.
         mels: Filters, at most 128.
         total: Weights, at most 1024.
     """
@@ -321,7 +321,7 @@ def clamp_kernel[dtype: DType](output: Data[dtype], highest: Data[DType.float32]
     Args:
         output: (B, size).
         highest: (B, blocks).
-        size: n_mels * frames.
+        size: Features of a row, n_mels * frames.
         blocks: Blocks of the first kernel.
     """
     var recording = Int(block_idx.y)

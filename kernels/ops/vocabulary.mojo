@@ -6,7 +6,7 @@ from max.gpu.host import DeviceContext
 
 from ..data import Data, data, require, require_between, require_contiguous, require_size
 from ..greedy.cpu import greedy, logits, token_probability
-from ..greedy.gpu import MAX_DEPTH, VocabularyOnGPU
+from ..greedy.gpu.launch import MAX_DEPTH, VocabularyOnGPU
 from .weights import require_aligned, require_chunks, require_matrix, require_packed
 
 

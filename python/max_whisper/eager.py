@@ -132,7 +132,8 @@ def _host_arguments(op: Op) -> frozenset[int]:
 
 
 def _compile(calls: set[Call]) -> None:
-    names = {f"op{number}": call for number, call in enumerate(calls - _models.keys())}
+    ordered = sorted(calls - _models.keys(), key=lambda call: (call[0].__module__, call[0].__qualname__, str(call[1:])))
+    names = {f"op{number}": call for number, call in enumerate(ordered)}  # always the same: MAX's cache goes by them
     module = GraphModule()
     for name, (op, _, signature, parameters) in names.items():
         with module.graph(name, [_type(op, i, *argument) for i, argument in enumerate(signature)]) as graph:

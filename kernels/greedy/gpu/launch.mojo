@@ -1,0 +1,142 @@
+"""Launches the vocabulary's kernels: rows go in groups that the kernels have shared memory for."""
+
+from max.gpu.host import DeviceBuffer, DeviceContext
+from std.math import ceildiv
+
+from ...data import Data
+from .logits import THREADS, TOKENS, logits_kernel
+from .pick import pick_kernel, probability_kernel, softmax_kernel
+from .softmax import Question
+
+comptime MAX_DEPTH = 1280
+"""Largest D: that of Whisper's largest models."""
+
+comptime SHALLOW = 512
+"""Depth up to which shared memory holds MAX_ROWS rows."""
+
+comptime MAX_ROWS = 16
+"""Most rows that one reading of the vocabulary serves."""
+
+comptime MERGING_THREADS = 64
+"""Threads of a block that merges: a whole wavefront; where a warp has 32 lanes, two do the same."""
+
+
+@fieldwise_init
+struct VocabularyOnGPU[dtype: DType](TrivialRegisterPassable):
+    """States and vocabulary of a launch; rows go in groups that the kernels have shared memory for."""
+
+    var hidden: Data[Self.dtype]
+    """(batch, length, depth)."""
+    var at: Data[DType.int32]
+    """(batch), the position of each row that counts."""
+    var vocabulary: Data[Self.dtype]
+    """(tokens, depth)."""
+    var batch: Int
+    var length: Int
+    var depth: Int
+    """Whole chunks, at most MAX_DEPTH."""
+    var tokens: Int
+
+    def enqueue_pick(
+        self,
+        picked: Data[DType.int32],
+        log_probs: Data[DType.float32],
+        mask: Data[DType.uint8],
+        rules: Data[DType.int32],
+        timestamp_begin: Int,
+        ctx: DeviceContext,
+    ) raises:
+        """Launches the greedy pick: tokens (batch) and the logs of their probabilities (batch)."""
+        var blocks = ceildiv(self.tokens, TOKENS)
+        var parts = ctx.enqueue_create_buffer[DType.float32](MAX_ROWS * 2 * blocks * 4)
+        for row in range(0, self.batch, self._group()):
+            var rows = min(self.batch - row, self._group())
+            var asked = Question(rules.unsafe_offset(4 * row), mask, Int32(timestamp_begin), -1)
+            self._enqueue_softmaxes(parts, asked, row, rows, ctx)
+            ctx.enqueue_function[pick_kernel](
+                picked.unsafe_offset(row),
+                log_probs.unsafe_offset(row),
+                parts,
+                asked.rules,
+                Int32(blocks),
+                grid_dim=rows,
+                block_dim=MERGING_THREADS,
+            )
+
+    def enqueue_probability(self, probabilities: Data[DType.float32], token: Int, ctx: DeviceContext) raises:
+        """Launches the computation of one token's probability: (batch)."""
+        var blocks = ceildiv(self.tokens, TOKENS)
+        var parts = ctx.enqueue_create_buffer[DType.float32](MAX_ROWS * 2 * blocks * 4)
+        for row in range(0, self.batch, self._group()):
+            var rows = min(self.batch - row, self._group())
+            # Rules and mask are not read: any address will do.
+            var asked = Question(self.at, self.at.unsafe_bitcast[UInt8](), 0, Int32(token))
+            self._enqueue_softmaxes(parts, asked, row, rows, ctx)
+            ctx.enqueue_function[probability_kernel](
+                probabilities.unsafe_offset(row),
+                parts,
+                self.at.unsafe_offset(row),
+                Int32(blocks),
+                grid_dim=rows,
+                block_dim=MERGING_THREADS,
+            )
+
+    def enqueue_logits(self, output: Data[DType.float32], ctx: DeviceContext) raises:
+        """Launches the computation of all logits: (batch, tokens)."""
+        for row in range(0, self.batch, self._group()):
+            var rows = min(self.batch - row, self._group())
+
+            @always_inline
+            def launch[most: Int, depth_limit: Int]() raises {imm}:
+                ctx.enqueue_function[logits_kernel[Self.dtype, most, depth_limit]](
+                    output.unsafe_offset(row * self.tokens),
+                    self.hidden.unsafe_offset(row * self.length * self.depth),
+                    self.at.unsafe_offset(row),
+                    self.vocabulary,
+                    Int32(rows),
+                    Int32(self.length),
+                    Int32(self.depth),
+                    Int32(self.tokens),
+                    grid_dim=ceildiv(self.tokens, TOKENS),
+                    block_dim=THREADS,
+                )
+
+            if rows == 1:
+                launch[1, MAX_DEPTH]()
+            elif self._group() == MAX_ROWS:
+                launch[MAX_ROWS, SHALLOW]()
+            else:
+                launch[MAX_ROWS // 2, MAX_DEPTH]()
+
+    def _group(self) -> Int:
+        """Rows that one launch takes."""
+        return MAX_ROWS if self.depth <= SHALLOW else MAX_ROWS // 2
+
+    def _enqueue_softmaxes(
+        self, parts: DeviceBuffer[DType.float32], asked: Question, row: Int, rows: Int, ctx: DeviceContext
+    ) raises:
+        @always_inline
+        def launch[most: Int, depth_limit: Int]() raises {imm}:
+            ctx.enqueue_function[softmax_kernel[Self.dtype, most, depth_limit]](
+                parts,
+                self.hidden.unsafe_offset(row * self.length * self.depth),
+                self.at.unsafe_offset(row),
+                self.vocabulary,
+                asked.rules,
+                asked.mask,
+                asked.first_timestamp,
+                asked.token,
+                Int32(rows),
+                Int32(self.length),
+                Int32(self.depth),
+                Int32(self.tokens),
+                grid_dim=ceildiv(self.tokens, TOKENS),
+                block_dim=THREADS,
+            )
+
+        if rows == 1:
+            launch[1, MAX_DEPTH]()
+        elif self._group() == MAX_ROWS:
+            launch[MAX_ROWS, SHALLOW]()
+        else:
+            launch[MAX_ROWS // 2, MAX_DEPTH]()
