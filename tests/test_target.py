@@ -149,7 +149,7 @@ def test_a_driver_too_old(gpu, monkeypatch):
 
 @pytest.mark.parametrize(
     ("architecture", "message"),
-    [("sm_75", "sm_75 is older than sm_80"), ("gfx906", "not written for gfx906; they are for sm_80, .*gfx942")],
+    [("sm_75", "sm_75 is older than sm_80"), ("gfx906", "not written for gfx906; they are for sm_80, .*gfx1100")],
 )
 def test_a_gpu_that_the_kernels_are_not_for(gpu, architecture, message):
     gpu(architecture)

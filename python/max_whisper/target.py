@@ -22,7 +22,7 @@ TARGET_VARIABLE = "MAX_WHISPER_CPU_TARGET"
 DTYPES = {"cpu": ("float32", "float16", "bfloat16", "int8"), "gpu": ("float16", "bfloat16", "float32")}
 """Element types that weights can have on each device; the first is the default, but see `choose`."""
 
-GPU_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "gfx942")
+GPU_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "gfx942", "gfx1100")
 """GPU architectures that graphs are known to compile for; newer NVIDIA ones run the same kernels."""
 
 OLDEST_NVIDIA = 80
