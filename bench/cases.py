@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from max_whisper import eager
-from max_whisper.runtime import as_buffer
+from max_whisper.runtime import as_buffer, execute
 
 STATES = {"tiny": 384, "base": 512, "small": 768, "medium": 1024, "large": 1280}
 """Width of the model's states; heads have 64 elements each."""
@@ -22,7 +22,7 @@ def call(op: eager.Op, *arrays: np.ndarray, **parameters: Any) -> Callable[[], A
     """Compiles an op and returns a call of it on buffers that are made once."""
     buffers = [as_buffer(np.ascontiguousarray(array)) for array in arrays]
     model = eager.compile_op(op, buffers, parameters)
-    return lambda: model.execute(*buffers)
+    return lambda: execute(model, *buffers)
 
 
 def random(*shape: int) -> np.ndarray:

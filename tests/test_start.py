@@ -76,3 +76,27 @@ def test_bfloat16_weights_are_not_copied(tmp_path: Path) -> None:
     assert isinstance(weight, runtime.Buffer)
     assert weight._data_ptr() == mapped.ctypes.data
     assert not mapped.flags.writeable
+
+
+LOGGER = """
+import os, time
+from pathlib import Path
+import numpy as np
+from max_whisper import eager, ops
+
+def wakes():
+    files = Path("/proc/self/task").glob("*/status")
+    return sum(int(f.read_text().split("\\nvoluntary_ctxt_switches:")[1].split()[0]) for f in files)
+
+eager.call(ops.layer_norm, np.ones((1, 1, 64), np.float32), np.ones(64, np.float32), np.ones(64, np.float32))
+before = wakes()
+time.sleep(0.5)
+print(wakes() - before)
+"""
+
+
+@pytest.mark.skipif(not resident.MAPS.exists(), reason="no /proc")
+def test_no_thread_wakes_up_all_the_time() -> None:
+    """MAX's logger would 3,000 times."""
+    output = subprocess.run([sys.executable, "-c", LOGGER], capture_output=True, text=True, check=True).stdout
+    assert int(output) < 300

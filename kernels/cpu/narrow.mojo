@@ -57,11 +57,12 @@ def _ask_for(x: Data[DType.int32]):
 @no_inline
 def _dot_tile[
     operand: DType, rows: Int, panels: Int
-](a: Data[DType.int32], b: Data[DType.int32], b_panel_stride: Int, count: Int, sums: Data[DType.int32]):
+](a: Data[DType.int32], a_stride: Int, b: Data[DType.int32], b_panel_stride: Int, count: Int, sums: Data[DType.int32]):
     """Stores the sums of one strip of `rows` rows and `panels` panels.
 
     Args:
         a: The strip.
+        a_stride: Times 4 bytes from one row of it to the next.
         b: First row of values of the first panel.
         b_panel_stride: Times 4 bytes from one panel to the next.
         count: Rows of a panel.
@@ -83,7 +84,7 @@ def _dot_tile[
                     word = bitcast[DType.int32, WIDTH](bytes << 8 >> 8 if part == 0 else bytes >> 8)
                 b_k[j] = word
             comptime for i in range(rows):
-                var a_k = SIMD[DType.int32, WIDTH](a[unsafe_offset=(k * parts + part) * rows + i])
+                var a_k = SIMD[DType.int32, WIDTH](a[unsafe_offset=i * a_stride + k * parts + part])
                 comptime for j in range(columns):
                     totals[i * columns + j] = dot[operand](totals[i * columns + j], a_k, b_k[j])
             comptime if part + 1 < parts:
@@ -100,6 +101,7 @@ def _dot_tiles[
     rows: Int,
     panels: Int,
     a: Data[DType.int32],
+    a_stride: Int,
     b: Data[DType.int32],
     b_panel_stride: Int,
     count: Int,
@@ -110,12 +112,12 @@ def _dot_tiles[
         if rows == r:
             comptime together = tile_panels(r)
             if panels == together:
-                _dot_tile[operand, r, together](a, b, b_panel_stride, count, sums)
+                _dot_tile[operand, r, together](a, a_stride, b, b_panel_stride, count, sums)
                 return
             comptime if together > 1:
                 for p in range(panels):
                     _dot_tile[operand, r, 1](
-                        a, b.unsafe_offset(p * b_panel_stride), 0, count, sums.unsafe_offset(p * PANEL)
+                        a, a_stride, b.unsafe_offset(p * b_panel_stride), 0, count, sums.unsafe_offset(p * PANEL)
                     )
 
 
@@ -226,7 +228,7 @@ def multiply_dots[
                 a_stride,
                 min(strip, last - row),
                 strip,
-                1,
+                words,
                 depth,
                 words,
                 packed.unsafe_offset((row - first) * words),
@@ -241,7 +243,7 @@ def multiply_dots[
             for row in range(first, last, strip):
                 var rows = min(strip, last - row)
                 var a_strip = packed.unsafe_offset((row - first) * words)
-                _dot_tiles[operand](strip, panels, a_strip, values, stride, count, sums)
+                _dot_tiles[operand](strip, panels, a_strip, words, values, stride, count, sums)
                 comptime if operand != DType.bfloat16:
                     scale_sums[operand](
                         sums,

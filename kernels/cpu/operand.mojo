@@ -17,10 +17,10 @@ are those of one register tile, where reading the weights is what takes the time
 exact in int32. AVX2 could multiply bytes (vpmaddubsw), but its sums of two saturate beyond 7 bits, and it takes a third
 instruction: int16 is as fast, and leaves room for 12 bits, |n| <= 2047, as long as K is at most 8192.
 
-Rows of A go in strips, as the instruction takes them: R rows side by side, C times 4 bytes of each, then the next:
+Rows of A go in strips of R rows, as the instruction takes them, C times 4 bytes of each, then the next:
 
-    SIMD (C = 1)   a[k..][row 0] a[k..][row 1] ... a[k..][row R-1] | next 4 bytes of each row | ...
-    AMX (C = 16)   64 bytes of row 0 | ... | 64 bytes of row 15    | next 64 bytes of each    | ...
+    SIMD (C: all)  row 0 | row 1 | ... | row R-1
+    AMX (C = 16)   64 bytes of row 0 | ... | 64 bytes of row 15 | next 64 bytes of each | ...
 
 Four neighbouring k of int8, a, b, c, d, become int16 in the order a c | b d: from bytes, that takes shifts only.
 """
@@ -147,20 +147,16 @@ def _operands[operand: DType](x: SIMD[DType.float32, 16], inverse: Float32) -> S
     comptime if operand == DType.bfloat16:
         var bits = bitcast[DType.int32, 16](x)
         var nearest = bits + 0x7FFF + ((bits >> 16) & 1)
-        var even, odd = x.ne(x).select(bits | 0x400000, nearest).deinterleave()  # what is NaN stays NaN
-        return rebind[SIMD[DType.int32, words]](((even >> 16) & 0xFFFF) | (odd & -65536))
+        var rounded = x.ne(x).select(bits | 0x400000, nearest) >> 16  # what is NaN stays NaN
+        return bitcast[DType.int32, words](rounded.cast[DType.int16]())
     else:
         var bits = bitcast[DType.int32, 16](x.fma(SIMD[DType.float32, 16](inverse), SIMD[DType.float32, 16](_ROUND)))
-        var even, odd = bits.deinterleave()
-        var a, c = even.deinterleave()
-        var b, d = odd.deinterleave()
         comptime if operand == DType.int16:
-            return rebind[SIMD[DType.int32, words]](((a & 0xFFFF) | (c << 16)).interleave((b & 0xFFFF) | (d << 16)))
+            var values = bits.cast[DType.int16]()
+            return bitcast[DType.int32, words](values.shuffle[0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15]())
         else:
             comptime offset = Int32(BYTE_OFFSET if operand == DType.uint8 else 0)
-            return rebind[SIMD[DType.int32, words]](
-                ((a + offset) & 255) | ((b + offset) & 255) << 8 | ((c + offset) & 255) << 16 | (d + offset) << 24
-            )
+            return bitcast[DType.int32, words]((bits + offset).cast[DType.int8]())
 
 
 @no_inline
@@ -187,7 +183,7 @@ def pack_strip[
         stride: Elements from one row to the next.
         rows: Rows there are; the others of the strip become zeros.
         strip: R.
-        chunk: C.
+        chunk: C, a multiple of the words that 16 values become, or all words.
         depth: Elements of a row.
         words: Times 4 bytes of a packed row, a multiple of C; those behind the last element become zeros.
         packed: Receives `strip * words` times 4 bytes.
@@ -213,9 +209,9 @@ def pack_strip[
                     for i in range(depth - k):
                         values[i] = x[unsafe_offset=row * stride + k + i]
             var out = _operands[operand](values, inverse)
-            if strip == 1 and first + size <= words:
-                packed.unsafe_store(first, out)
+            var place = (first // chunk * strip + row) * chunk + first % chunk
+            if first + size <= words:
+                packed.unsafe_store(place, out)
             else:
-                for i in range(min(size, words - first)):
-                    var word = first + i
-                    packed[unsafe_offset=(word // chunk * strip + row) * chunk + word % chunk] = out[i]
+                for i in range(words - first):
+                    packed[unsafe_offset=place + i] = out[i]

@@ -21,7 +21,7 @@ from max.engine import Model
 from max.graph import BufferType, DeviceRef, TensorType, TensorValue
 
 from max_whisper.graphs.module import GraphModule
-from max_whisper.runtime import as_buffer, session, use
+from max_whisper.runtime import as_buffer, execute, session, use
 
 Op = Callable[..., TensorValue | tuple[TensorValue, ...]]
 Signature = tuple[tuple[str, DType, int], ...]
@@ -89,7 +89,7 @@ def call(op: Op, *arrays: np.ndarray, device: str = "cpu", **parameters: Any) ->
         ValueError: An argument has a shape or dtype the op refuses.
     """
     buffers = to_buffers(op, arrays, device)
-    results = [to_array(result) for result in compile_op(op, buffers, parameters).execute(*buffers)]
+    results = [to_array(result) for result in execute(compile_op(op, buffers, parameters), *buffers)]
     return results[0] if len(results) == 1 else tuple(results)
 
 

@@ -7,7 +7,7 @@ MAX is pinned to one version, so what its core is called does not change under u
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from max.dtype import DType
 from max_whisper.errors import DeviceError
 from max_whisper.resident import release_code
 from max_whisper.target import EMULATIONS, use_cpu_target
+from max_whisper.timers import late_timers
 
 if TYPE_CHECKING:
     from max.engine import InferenceSession
@@ -98,6 +99,10 @@ def load(mef: Path, weights: Mapping[str, np.ndarray], device: str = "cpu") -> d
     return models
 
 
+_executed: set[bool] = set()
+"""Empty until the first execution, which starts MAX's logger."""
+
+
 def execute(model: Model, *inputs: np.ndarray | Buffer) -> list[Buffer]:
     """Runs a loaded graph.
 
@@ -106,7 +111,8 @@ def execute(model: Model, *inputs: np.ndarray | Buffer) -> list[Buffer]:
         DeviceError: The GPU's memory is full.
     """
     buffers = [as_buffer(value) for value in inputs]
-    with room_for(f"the graph {model.name!r}"):
+    with room_for(f"the graph {model.name!r}"), nullcontext() if _executed else late_timers():
+        _executed.add(True)
         return model._execute_device_tensors(buffers)
 
 

@@ -10,7 +10,7 @@ import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,37 +71,24 @@ MUSIC = "♩♪♫♬♭♮♯"  # share their first bytes: suppressing the firs
 OLD_NAMES = {"<|nocaptions|>": "<|nospeech|>", "<|iw|>": "<|he|>"}
 
 
-NO_BYTE = 256
-
-
-def _byte_alphabet() -> np.ndarray:
-    """GPT-2 writes a byte as one printable character: itself where it is one, else the next beyond 255.
-
-    Returns:
-        The byte that each code point stands for, uint16, up to one that stands for none.
-    """
+def _alphabet() -> str:
+    """How GPT-2 writes the 256 bytes: as the character of that number if it is printable, else as the next beyond 255."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet = np.full(256 + len(others) + 1, NO_BYTE, np.uint16)
-    alphabet[list(printable)] = list(printable)
-    alphabet[256:-1] = others
-    return alphabet
+    others = iter(range(256, 512))
+    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
 
 
-def _spelled_bytes(tokens: Sequence[str]) -> list[bytes]:
-    """Reads tokens in GPT-2's alphabet, all at once: one by one they would cost more than loading a model.
+ALPHABET = _alphabet()
+BYTES = {character: byte for byte, character in enumerate(ALPHABET)}
 
-    Raises:
-        KeyError: A character, which the error names, is not in the alphabet.
-    """
-    alphabet, text = _byte_alphabet(), "".join(tokens)
+
+def _foreign_character(text: str) -> str | None:
+    """The first character that is not in GPT-2's alphabet: all at once, one by one would cost more than loading a model."""
+    known = np.zeros(max(map(ord, ALPHABET)) + 2, np.bool_)  # the last place stands for all beyond
+    known[list(map(ord, ALPHABET))] = True
     points = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), np.uint32)
-    values = alphabet[np.minimum(points, len(alphabet) - 1)]
-    if (unknown := values == NO_BYTE).any():
-        raise KeyError(text[int(unknown.argmax())])
-    data = values.astype(np.uint8).tobytes()
-    ends = list(accumulate(map(len, tokens)))
-    return [data[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    foreign = ~known[np.minimum(points, len(known) - 1)]
+    return text[int(foreign.argmax())] if foreign.any() else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +96,11 @@ class Vocabulary:
     """The tokens of a checkpoint.
 
     Attributes:
-        ranks: Bytes of each byte-pair token to its id; lower ids merge first.
+        ids: Each byte-pair token, in GPT-2's alphabet, to its id; lower ids merge first.
         num_languages: Language tokens, the first so many of `LANGUAGES`.
     """
 
-    ranks: dict[bytes, int]
+    ids: dict[str, int]
     num_languages: int
 
     @classmethod
@@ -135,13 +122,12 @@ class Vocabulary:
         listed = tokens.index("<|endoftext|>") if "<|endoftext|>" in tokens else len(tokens)
         if listed != n_text:
             raise CheckpointError(f"{source} has {listed} text tokens: a model of {n_vocab} tokens has {n_text}")
-        try:
-            ranks = {token: i for i, token in enumerate(_spelled_bytes(tokens[:n_text]))}
-        except KeyError as error:
-            raise CheckpointError(f"{source} has {error} in a token: expected GPT-2's alphabet of 256 bytes") from None
-        if len(ranks) != n_text or not all(bytes([byte]) in ranks for byte in range(256)):
+        if foreign := _foreign_character("".join(tokens[:n_text])):
+            raise CheckpointError(f"{source} has {foreign!r} in a token: expected GPT-2's alphabet of 256 bytes")
+        ids = dict(zip(tokens[:n_text], range(n_text), strict=True))
+        if len(ids) != n_text or not all(character in ids for character in ALPHABET):
             raise CheckpointError(f"{source} repeats tokens or lacks single bytes: expected {n_text} different tokens")
-        vocabulary = cls(ranks, num_languages)
+        vocabulary = cls(ids, num_languages)
         expected = list(vocabulary.special_tokens)
         for i, token in enumerate(tokens[n_text:]):
             wanted = expected[i] if i < len(expected) else "nothing"
@@ -152,12 +138,12 @@ class Vocabulary:
     @property
     def n_vocab(self) -> int:
         """Number of tokens."""
-        return len(self.ranks) + len(self.special_tokens)
+        return len(self.ids) + len(self.special_tokens)
 
     @property
     def is_multilingual(self) -> bool:
         """Whether the model knows more than English, by the tokens it was trained with."""
-        return len(self.ranks) > SIZES[51864][0]
+        return len(self.ids) > SIZES[51864][0]
 
     @cached_property
     def special_tokens(self) -> dict[str, int]:
@@ -174,23 +160,32 @@ class Vocabulary:
             "notimestamps",
             *(f"{i * 0.02:.2f}" for i in range(N_TIMESTAMPS)),
         ]
-        return {f"<|{name}|>": i for i, name in enumerate(names, len(self.ranks))}
+        return {f"<|{name}|>": i for i, name in enumerate(names, len(self.ids))}
 
     @cached_property
-    def token_bytes(self) -> list[bytes]:
-        """What every token writes, by id."""
-        return [*self.ranks, *map(str.encode, self.special_tokens)]
+    def _spelled(self) -> list[str]:
+        return [*self.ids, *self.special_tokens]
+
+    def token_bytes(self, token: int) -> bytes:
+        """What a token writes."""
+        spelled = self._spelled[token]
+        return bytes(map(BYTES.__getitem__, spelled)) if token < len(self.ids) else spelled.encode()
+
+    @cached_property
+    def ranks(self) -> dict[bytes, int]:
+        """The byte-pair tokens as bytes, to their ids."""
+        return {self.token_bytes(token): token for token in range(len(self.ids))}
 
     def merge(self, piece: str) -> list[int]:
         """Byte-pair coding of one piece of text, a pair at a time, the lowest rank first.
 
         For pieces of a few bytes, when `encoding` would take longer to make than to use.
         """
-        parts = [bytes([byte]) for byte in piece.encode()]
-        while pairs := [(self.ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in self.ranks]:
+        parts = [ALPHABET[byte] for byte in piece.encode()]
+        while pairs := [(self.ids[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in self.ids]:
             _, i = min(pairs)
             parts[i : i + 2] = [parts[i] + parts[i + 1]]
-        return [self.ranks[part] for part in parts]
+        return [self.ids[part] for part in parts]
 
     @cached_property
     def encoding(self) -> "tiktoken.Encoding":
@@ -237,8 +232,7 @@ class Tokenizer:
 
     def decode_with_timestamps(self, tokens: Iterable[int]) -> str:
         """Turns tokens into text, time stamps written as <|1.08|>."""
-        written = self.vocabulary.token_bytes
-        return b"".join([written[token] for token in tokens]).decode("utf-8", errors="replace")
+        return b"".join(map(self.vocabulary.token_bytes, tokens)).decode("utf-8", errors="replace")
 
     @property
     def special_tokens(self) -> dict[str, int]:
