@@ -3,13 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := pyproject.toml tests/speech-packages.txt
 
-.PHONY: demo test bench peers lint format clean
+.PHONY: demo test test-cpu test-gpu bench peers lint format clean
 
 demo: .venv/installed-demo ## Transcribe a real recording that a package brings
 	$(BIN)/python -m max_whisper.demo
 
-test: .venv/installed-test ## Run all tests
+test: .venv/installed-test ## Run all tests: both halves side by side, each prints when it is done
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-cpu test-gpu
+
+test-cpu: .venv/installed-test
 	$(BIN)/python -m pytest
+
+test-gpu: .venv/installed-test ## On the phantom GPU where there is no real one
 	$(BIN)/python -m pytest -m gpu
 
 bench: .venv/installed-test ## Time every kernel against MAX's built-in ops

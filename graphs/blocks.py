@@ -15,6 +15,7 @@ class Weights:
 
     Args:
         recipes: What every packed weight is, see `max_whisper.packed`.
+        caches: Element type of the decoder's keys and values.
         device: Where they live.
         prefix: Put before every name.
 
@@ -22,8 +23,8 @@ class Weights:
         dtype: Element type of what flows between the layers: float32 on a CPU, that of the weights on a GPU.
     """
 
-    def __init__(self, recipes: dict[str, Recipe], device: DeviceRef, prefix: str = "") -> None:
-        self.recipes, self.device, self.prefix = recipes, device, prefix
+    def __init__(self, recipes: dict[str, Recipe], caches: DType, device: DeviceRef, prefix: str = "") -> None:
+        self.recipes, self.caches, self.device, self.prefix = recipes, caches, device, prefix
         self.dtype = DType.float32 if device.is_cpu() else DType[next(iter(recipes.values())).dtype]
 
     def __getitem__(self, name: str) -> TensorValue:
@@ -34,7 +35,7 @@ class Weights:
 
     def at(self, prefix: str) -> "Weights":
         """The weights whose names begin with `prefix` and a dot."""
-        return Weights(self.recipes, self.device, f"{self.prefix}{prefix}.")
+        return Weights(self.recipes, self.caches, self.device, f"{self.prefix}{prefix}.")
 
 
 def layer_norm(x: TensorValue, w: Weights) -> TensorValue:

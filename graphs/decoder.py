@@ -23,7 +23,7 @@ def cross_attention_graph(module: GraphModule, dims: ModelDimensions, weights: W
         outputs: list[TensorValue] = []
         for layer in range(dims.n_text_layer):
             rows = linear(states, weights.at(f"decoder.blocks.{layer}.cross_attn.kv"))
-            outputs += ops.pack_heads(rows, heads=dims.n_text_head)
+            outputs += ops.pack_heads(rows, heads=dims.n_text_head, dtype=weights.caches)
         graph.output(*outputs)
 
 
@@ -73,7 +73,7 @@ def logits_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) -
 
 def cache_types(dims: ModelDimensions, weights: Weights) -> list[BufferType | TensorType]:
     """Types of the caches: per block the keys and values of the text, updated in place, and those of the audio."""
-    heads, dtype, device = dims.n_text_head, weights.dtype, weights.device
+    heads, dtype, device = dims.n_text_head, weights.caches, weights.device
 
     def shapes(length: int) -> list[list[DimLike]]:
         return [ops.keys_shape("batch", heads, length, device), ["batch", heads, length, ops.HEAD]]

@@ -7,8 +7,8 @@ A is row-major with any row stride; B is packed in panels of 16 columns, in floa
 Narrow panels are multiplied as they are where the CPU has dot products for them (`operand.mojo` says which); the others are
 widened to float32, once for all tiles that read them.
 
-            N: panels of 16                     threads share rows of A when there are many (encoder),
-        +----+----+----+----+                   panels of B when there are few (a decoding step)
+            N: panels of 16                     threads take pieces: rows of A and groups of panels when
+        +----+----+----+----+                   there are many rows (encoder), panels when there are few
         |    |    |    |    |  B, L3 or memory
         +----+----+----+----+
     +---+----+----+----+----+
@@ -28,7 +28,7 @@ from .epilogue import Epilogue, finish
 from .narrow import multiply_dots
 from .narrow_amx import multiply_amx
 from .operand import AMX, DEEPEST, operand_type
-from .threads import share, worker_count
+from .threads import TURNS, share, worker_count
 from .tile import (
     MOST_PANELS,
     PANEL,
@@ -45,6 +45,17 @@ from .tile import (
 comptime BLOCK_BYTES = 768 * 1024
 """Bytes of A's rows that meet a panel of B before the next one is read, and widened if it is narrow. Four times what the
 second cache keeps well: reading and widening every panel four times as often cost float16 a fifth, float32 a twentieth."""
+
+
+def _block_rows(depth: Int) -> Int:
+    """Rows of A that meet a panel before the next one is read."""
+    return max(1, BLOCK_BYTES // (depth * 4 * ROWS + 1)) * ROWS
+
+
+def _rounds_rows[a_type: DType, b_type: DType](depth: Int) -> Bool:
+    """Whether many rows of A are rounded to operands of dot products."""
+    comptime dots = a_type == DType.float32 and operand_type(b_type, many=True) != DType.float32
+    return dots and depth <= DEEPEST
 
 
 def multiply_block[
@@ -93,7 +104,7 @@ def multiply_block[
                         )
                     return
     var sums = stack_allocation[ROWS * MOST_PANELS * PANEL, DType.float32, alignment=64]()
-    var block = max(1, BLOCK_BYTES // (depth * 4 * ROWS + 1)) * ROWS
+    var block = _block_rows(depth)
     var panel_stride = panel_rows[b_type](depth) * row_size[b_type]
     var wide_stride = ceildiv(depth, group[b_type]) * group[b_type] * PANEL
     var wide = Optional[Data[DType.float32]]()
@@ -170,16 +181,39 @@ def multiply[
     """
     var panels = ceildiv(columns, PANEL)
     if rows >= 8 * ROWS * worker_count():
+        # Where rows are rounded to operands first, a piece has all panels, so that it happens once; where panels are
+        # widened, as many rows as a block has.
+        var heights = worker_count() * TURNS
+        var widths = 1
+        if not _rounds_rows[a_type, b_type](depth):
+            heights = ceildiv(rows, _block_rows(depth))
+            widths = min(panels, ceildiv(worker_count() * TURNS, heights))
+        var strips = ceildiv(rows, ROWS)
+        heights = min(heights, strips)
 
         @always_inline
-        def some_rows(begin: Int, end: Int) {imm}:
-            multiply_block(a, a_stride, b, depth, begin * ROWS, min(end * ROWS, rows), 0, panels, columns, epilogue)
+        def some_pieces(begin: Int, end: Int) {imm}:
+            for piece in range(begin, end):
+                var height = piece // widths
+                var width = piece % widths
+                multiply_block(
+                    a,
+                    a_stride,
+                    b,
+                    depth,
+                    strips * height // heights * ROWS,
+                    min(strips * (height + 1) // heights * ROWS, rows),
+                    panels * width // widths,
+                    panels * (width + 1) // widths,
+                    columns,
+                    epilogue,
+                )
 
-        share(some_rows, ceildiv(rows, ROWS))
+        share(some_pieces, heights * widths, turns=heights * widths)
     else:
 
         @always_inline
         def some_panels(begin: Int, end: Int) {imm}:
             multiply_block(a, a_stride, b, depth, 0, rows, begin, end, columns, epilogue)
 
-        share(some_panels, panels)
+        share(some_panels, panels, turns=1)  # one row is done in 20 us, or is rounded anew for every range

@@ -136,6 +136,7 @@ def _digest(path: Path) -> str:
 
 def compile_graphs(dims: ModelDimensions, device: str, dtype: str, path: Path) -> None:
     """Compiles all graphs of a model for this process's device and writes them to a MEF."""
+    from max.dtype import DType
     from max.graph import DeviceRef
 
     from max_whisper import graphs, packed, runtime
@@ -144,6 +145,7 @@ def compile_graphs(dims: ModelDimensions, device: str, dtype: str, path: Path) -
 
     runtime.use(device)
     module = GraphModule()
+    caches = DType[packed.Format.of(dtype, device).caches]
     reference = DeviceRef.GPU() if device == "gpu" else DeviceRef.CPU()
-    graphs.build(module, dims, Weights(packed.recipes(dims, dtype, device), reference))
+    graphs.build(module, dims, Weights(packed.recipes(dims, dtype, device), caches, reference))
     module.compile().export_mef(path)

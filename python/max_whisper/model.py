@@ -56,7 +56,7 @@ class Whisper:
         dims: The model's sizes.
         vocabulary: Its tokens.
         device: Where it computes: "cpu" or "gpu".
-        dtype: Element type of the weights, on a GPU also of states and caches; these are float32 on a CPU, and sums always.
+        dtype: Element type of the weights, on a GPU also of states and caches; on a CPU states are float32; so are all sums.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Whisper:
         """Makes keys and values for `batch` rows of `length` tokens, uninitialised: none is read that was not written."""
         heads = self.dims.n_text_head
         shapes = keys_shape(batch, heads, length, self.device), (batch, heads, length, HEAD_DIM)
-        dtype = DType[self.dtype] if self.device == "gpu" else DType.float32
+        dtype = DType[packed.Format.of(self.dtype, self.device).caches]
         with runtime.room_for(f"a cache for {batch} windows"):
             return [Buffer(dtype, shape, self.on) for shape in shapes]
 

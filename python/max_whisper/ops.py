@@ -89,19 +89,21 @@ def keys_shape(batch: DimLike, heads: int, length: int | Dim, device: DeviceRef)
     return packing.keys_shape(batch, heads, length, "gpu" if device.is_gpu() else "cpu")
 
 
-def pack_heads(rows: TensorValue, *, heads: int) -> tuple[TensorValue, TensorValue]:
+def pack_heads(rows: TensorValue, *, heads: int, dtype: DType | None = None) -> tuple[TensorValue, TensorValue]:
     """Lays keys and values out as `attention` reads them.
 
     Args:
         rows: (B, S, N); the last 2 * heads * 64 columns are the keys and the values of all heads.
         heads: H.
+        dtype: Element type of keys and values; that of the rows if not given, and always on a GPU.
 
     Returns:
         keys, see `keys_shape`, and values (B, H, S, 64).
     """
     batch, length, _ = rows.shape
-    keys, values = _like(rows, keys_shape(batch, heads, length, rows.device)), _like(rows, [batch, heads, length, HEAD])
-    keys, values = _custom("whisper_pack_heads", [rows], [keys, values])
+    shapes = keys_shape(batch, heads, length, rows.device), [batch, heads, length, HEAD]
+    types = [TensorType(dtype or rows.dtype, shape, device=rows.device) for shape in shapes]
+    keys, values = _custom("whisper_pack_heads", [rows], types)
     return keys, values
 
 

@@ -55,24 +55,27 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Format:
-    """Dtypes of a model's weights, and which device reads them.
+    """Dtypes of a model's weights and of the keys and values that its decoder keeps, and which device reads them.
 
     On a GPU everything has one dtype. On a CPU the matrices of the linear layers and the vocabulary, all but a hundredth of
     a model, have the dtype that is asked for; biases, layer norms and positions stay float32; in a model of int8 the two
-    convolutions, which see the signal itself, stay float16.
+    convolutions, which see the signal itself, stay float16. A step reads all keys and values of the window: they are
+    float16 where the weights are rounded anyway, and float32 where nothing is to be rounded.
     """
 
     device: str
     matrices: str
     convolutions: str
     vectors: str
+    caches: str
 
     @classmethod
     def of(cls, dtype: str, device: str) -> "Format":
         """The format of a model that computes in `dtype` on a device."""
         if device == "gpu":
-            return cls(device, dtype, dtype, dtype)
-        return cls(device, dtype, "float16" if dtype == "int8" else dtype, "float32")
+            return cls(device, dtype, dtype, dtype, dtype)
+        caches = "float16" if dtype in ("bfloat16", "int8") else "float32"
+        return cls(device, dtype, "float16" if dtype == "int8" else dtype, "float32", caches)
 
 
 def recipes(dims: ModelDimensions, dtype: str, device: str = "cpu") -> dict[str, Recipe]:

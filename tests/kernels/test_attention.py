@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from max.dtype import DType
 
 from max_whisper import eager, ops
 
@@ -18,7 +19,19 @@ def cached_attention(rows, past, keys, values):
     return ops.cached_attention(rows, past, keys, values)
 
 
+@eager.in_place(2, 3)
+def cached_attention_float16(rows, past, keys, values):
+    return ops.cached_attention(rows, past, keys, values)
+
+
+def pack_heads_float16(rows):
+    return ops.pack_heads(rows, heads=3, dtype=DType.float16)
+
+
 eager.prepare(cached_attention, "f32[3] i32[1] f32[5] f32[4]")
+eager.prepare(ops.attention, "f32[3] f16[5] f16[4]")
+eager.prepare(pack_heads_float16, "f32[3]")
+eager.prepare(cached_attention_float16, "f32[3] i32[1] f16[5] f16[4]")
 
 
 def pack(rows: np.ndarray, heads: int) -> tuple[np.ndarray, np.ndarray]:
@@ -76,6 +89,36 @@ def test_pack_heads(rng, heads, length):
     rows = rng.standard_normal((2, length, 3 * heads * HEAD), dtype=np.float32)
     for result, expected in zip(run(ops.pack_heads, rows, heads=heads), pack(rows, heads), strict=True):
         np.testing.assert_array_equal(result, expected)
+
+
+def test_pack_heads_in_float16(rng):
+    rows = rng.standard_normal((2, 37, 3 * 3 * HEAD), dtype=np.float32)
+    for result, expected in zip(run(pack_heads_float16, rows), pack(rows.astype(np.float16), 3), strict=True):
+        assert result.dtype == np.float16
+        np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 1, 1500, 3), (1, 7, 257, 2), (1, 49, 37, 1)])
+def test_keys_and_values_in_float16(rng, shape):
+    """They are widened without rounding: the tolerance is that of float32."""
+    batch, queries, keys, heads = shape
+    q = rng.standard_normal((batch, queries, heads * HEAD), dtype=np.float32)
+    rows = rng.standard_normal((batch, keys, 2 * heads * HEAD), dtype=np.float32).astype(np.float16)
+    check(ops.attention, [q, *pack(rows, heads)], references.attention, **FLOAT32_TOLERANCE)
+
+
+def test_cached_attention_in_float16(rng):
+    heads, batch, capacity = 2, 2, 40
+    keys = np.full((batch, heads, 3, HEAD, 16), np.nan, np.float16)
+    values = np.full((batch, heads, capacity, HEAD), np.nan, np.float16)
+    rows = rng.standard_normal((batch, 23, 3 * heads * HEAD), dtype=np.float32)
+    for begin, end in ((0, 5), (5, 6), (6, 23)):
+        result = eager.call(
+            cached_attention_float16, rows[:, begin:end], np.full(batch, begin, np.int32), keys, values
+        )
+        cached = pack(rows[:, :end].astype(np.float16).astype(np.float64), heads)
+        expected = references.attention(rows[:, begin:end].astype(np.float64), *cached, first_visible=begin + 1)
+        np.testing.assert_allclose(result, expected, **FLOAT32_TOLERANCE)
 
 
 @pytest.mark.parametrize("steps", [[1] * 20, [5, 1, 1], [17, 3, 12], [48, 1], [32]])
