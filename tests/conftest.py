@@ -6,13 +6,28 @@ import pytest
 from max_whisper.cache import cache_dir
 from tests import models
 from tests.phantom.install import install, is_needed
+from tests.phantom.launch import Options
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("phantom GPU", "Debugging a kernel on the phantom GPU, with -m gpu and one test")
+    group.addoption("--lines", action="store_true", help="name the Mojo line of a fault (compiles twice)")
+    group.addoption("--only-block", metavar="[LAUNCH:]BLOCK", help="run one block of an op's first, or that, launch")
+    group.addoption(
+        "--trace-thread", metavar="THREAD", type=int, help="print each instruction of a thread of that block"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Where GPU tests are asked for and no GPU is there, puts the phantom one in its place: before MAX is imported."""
     marks = config.option.markexpr
-    if "gpu" in marks and "not gpu" not in marks and is_needed():
-        install(cache_dir() / "phantom")
+    if ("gpu" in marks or "nightly" in marks) and "not gpu" not in marks and is_needed():
+        options = config.option
+        launch, _, block = (options.only_block or "").rpartition(":")
+        driver = install(cache_dir() / "phantom", with_lines=options.lines)
+        driver.options = Options(
+            only_block=int(block) if block else None, only_launch=int(launch or 0), trace=options.trace_thread
+        )
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -19,10 +19,16 @@ if TYPE_CHECKING:
 Graph = dict[int, list[int]]
 
 
-def order(instructions: list[Instruction], labels: dict[str, int]) -> np.ndarray:
-    """Numbers of a kernel's instructions in the order in which threads that diverged run them."""
+def order(instructions: list[Instruction], labels: dict[str, int], entries: list[int]) -> np.ndarray:
+    """Numbers of a kernel's instructions in the order in which threads that diverged run them.
+
+    Args:
+        instructions: Those of the kernel and of its functions.
+        labels: Where they may branch to.
+        entries: The first instruction of each function, before the functions that call it: who is inside comes back first.
+    """
     graph, ends = _stretches(instructions, labels)
-    begins = _sorted(graph, 0)
+    begins = [begin for entry in entries for begin in _sorted(graph, entry)]
     begins += sorted(graph.keys() - set(begins))  # nobody comes there
     return np.concatenate([np.arange(begin, ends[begin]) for begin in begins])
 

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from tests.phantom import lines
 from tests.phantom.driver import library
 from tests.phantom.driver.cuda import Driver
 from tests.phantom.memory import Memory
@@ -31,12 +32,13 @@ def is_needed() -> bool:
     return not any(path.exists() for path in REAL_GPUS)
 
 
-def install(cache: Path) -> Driver:
+def install(cache: Path, *, with_lines: bool = False) -> Driver:
     """Installs the phantom GPU for the rest of the process.
 
     Args:
         cache: Where its libraries and what MAX compiles for it are kept. It must be its own: what is compiled for the
             phantom is PTX, which no real GPU's driver would be given.
+        with_lines: Let `lines.find_out` do what it says.
 
     Returns:
         The driver: its counters, faults and options.
@@ -48,6 +50,7 @@ def install(cache: Path) -> Driver:
         raise RuntimeError("MAX is imported already: the phantom GPU must be installed before")
     cache.mkdir(parents=True, exist_ok=True)
     os.environ["MODULAR_CACHE_DIR"] = str(cache / "kernels")
+    lines.folder = cache / "lines" if with_lines else None
     os.environ["MODULAR_NVPTX_COMPILER_PATH"] = str(Path(__file__).parent / "driver" / "keep_ptx.sh")
     os.environ["PHANTOM_PTX_FOLDER"] = str(cache / "ptx")
     (cache / "ptx").mkdir(exist_ok=True)

@@ -29,12 +29,16 @@ class Options:
     Attributes:
         check_races: Look for races in shared memory.
         count: Count what `Counters` has beside the kernel's name.
-        only_block: Run this block alone, to debug it.
+        only_block: Run this block alone, to debug it; counted x first.
+        only_launch: The launch of an op that `only_block` is about; later ones do not run.
+        trace: Print what this thread of that block does, of block 0 if there is no `only_block`.
     """
 
     check_races: bool = True
     count: bool = True
     only_block: int | None = None
+    only_launch: int = 0
+    trace: int | None = None
 
 
 DEFAULT = Options()
@@ -92,9 +96,14 @@ def launch(
     counters = Counters(kernel.name, grid, block)
     together = max(1, THREADS_TOGETHER // int(np.prod(block)))
     blocks = np.arange(np.prod(grid)) if options.only_block is None else np.array([options.only_block])
+    if blocks[-1] >= np.prod(grid) or (options.trace or 0) >= np.prod(block):
+        raise PhantomError(
+            f"{kernel.name}: no block {blocks[-1]} or thread {options.trace} in {grid} blocks of {block} threads"
+        )
     try:
         with np.errstate(all="ignore"):
             for begin in range(0, len(blocks), together):
+                traced = begin == 0 and options.trace is not None
                 machine = Machine(
                     kernel,
                     memory,
@@ -106,6 +115,7 @@ def launch(
                     variables,
                     counters if options.count else None,
                     options.check_races,
+                    options.trace if traced else None,
                 )
                 scheduler.run(machine)
     finally:

@@ -7,13 +7,14 @@ them. Barriers and warp-wide instructions hold threads until the ones they need 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import IntEnum
 
 import numpy as np
 
 from tests.phantom.counters import Counters
 from tests.phantom.errors import PhantomError, UnsupportedError
-from tests.phantom.memory import BASE, Memory
+from tests.phantom.memory import BASE, LOCAL_WINDOW, SHARED_WINDOW, Memory
 from tests.phantom.ptx import Instruction, Kernel
 from tests.phantom.shared_memory import SharedMemory
 from tests.phantom.types import TYPES, UNSIGNED
@@ -43,6 +44,7 @@ class Machine:
         global_variables: Addresses of the module's global arrays.
         counters: Receives the counts; None to save the time.
         check_races: Whether to look for races in shared memory.
+        traced: The thread, of all that run here, that `trace.show` shows.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class Machine:
         global_variables: dict[str, int],
         counters: Counters | None,
         check_races: bool,
+        traced: int | None = None,
     ) -> None:
+        self.traced = traced
         self.kernel, self.memory, self.counters = kernel, memory, counters
         self.parameters = np.frombuffer(parameters + bytes(16), np.uint8)
         self.global_variables = global_variables
@@ -86,6 +90,9 @@ class Machine:
         self.state = np.where(self.thread < self.threads_per_block, State.RUNNING, State.EXITED).astype(np.int8)
         self.barrier_id = np.zeros(n, np.int32)
         self.barrier_count = np.zeros(n, np.int32)
+        self.carry = np.zeros(n, bool)
+        self.frames: dict[str, np.ndarray] = {}
+        self.returns: dict[str, np.ndarray] = {}
         self.copies: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.copy_groups: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = []
         self.mask: np.ndarray | None = None
@@ -113,7 +120,7 @@ class Machine:
         self.dynamic_offset = fixed
         sizes = [4]
         for instruction in self.kernel.instructions:
-            if instruction.opcode in ("ld", "st", "atom", "red") and "shared" in instruction.text:
+            if instruction.opcode in ("ld", "st", "atom", "red") and not instruction.has("global", "local", "param"):
                 sizes.append(TYPES[instruction.types()[-1]].itemsize)
         self.shared = SharedMemory(self.blocks, size, allowed, self.warp, min(sizes), check_races, self._complain)
 
@@ -220,8 +227,19 @@ class Machine:
         number = self.symbol(base)
         return np.full(self.count, (int(base, 0) if number is None else number) + int(offset or 0), np.int64)
 
+    def frame(self, name: str) -> np.ndarray:
+        """Parameters of a function by name, (threads, bytes)."""
+        if name not in self.frames:
+            self.frames[name] = np.zeros((self.count, self.kernel.frames[name]), np.uint8)
+        return self.frames[name]
+
     def load(self, space: str, address: np.ndarray, size: int, threads: np.ndarray) -> np.ndarray:
         """Reads `size` bytes for each of some threads: (threads, size) uint8."""
+        if space == "generic":
+            data = np.empty((len(threads), size), np.uint8)
+            for named, there, some in self._spaces(address, threads):
+                data[some] = self.load(named, there, size, threads[some])
+            return data
         at = self._locate(space, address[threads], size, threads)
         if space == "shared":
             return self.shared.read(at, threads)
@@ -237,6 +255,10 @@ class Machine:
 
     def store(self, space: str, address: np.ndarray, threads: np.ndarray, data: np.ndarray) -> None:
         """Writes one row of bytes for each of some threads."""
+        if space == "generic":
+            for named, there, some in self._spaces(address, threads):
+                self.store(named, there, threads[some], data[some])
+            return
         size = data.shape[1]
         at = self._locate(space, address[threads], size, threads)
         if space == "shared":
@@ -248,6 +270,23 @@ class Machine:
                 self.counters.count_global(address[threads], threads, size, write=True)
         else:
             self.local[at], self.local_written[at] = data, True
+
+    def _spaces(self, address: np.ndarray, threads: np.ndarray) -> Iterator[tuple[str, np.ndarray, slice | np.ndarray]]:
+        """What addresses that name no space mean: a space, the addresses in it, and which of the threads go there."""
+        at = address[threads]
+        local, shared = at // LOCAL_WINDOW == 1, at // SHARED_WINDOW == 1
+        local &= at < BASE
+        shared &= at < LOCAL_WINDOW
+        if not (local.any() or shared.any()):
+            yield "global", address, slice(None)
+            return
+        for space, some, base in (
+            ("local", local, LOCAL_WINDOW),
+            ("shared", shared, SHARED_WINDOW),
+            ("global", ~(local | shared), 0),
+        ):
+            if some.any():
+                yield space, address - base, np.flatnonzero(some)
 
     def _locate(self, space: str, address: np.ndarray, size: int, threads: np.ndarray) -> np.ndarray:
         """Byte indices in the space's array, one row per thread, after the checks."""
@@ -276,6 +315,10 @@ class Machine:
             raise self.fault(f"misaligned access of {size} bytes of {space} memory", threads[address % size != 0])
         return (offset + shift)[:, None] + np.arange(size)
 
+    def block_name(self, thread: int) -> str:
+        """The block of a thread, x,y,z."""
+        return ",".join(str(int(self.special[f"%ctaid.{axis}"][thread])) for axis in "xyz")
+
     # --- errors -----------------------------------------------------------------------------------------------------
 
     def fault(self, what: str, threads: np.ndarray | None = None, address: np.ndarray | None = None) -> PhantomError:
@@ -283,9 +326,8 @@ class Machine:
         where = ""
         if threads is not None and len(threads):
             t = int(threads[0])
-            block = ",".join(str(int(self.special[f"%ctaid.{axis}"][t])) for axis in "xyz")
             thread = int(self.thread[t])
-            where = f"; block {block} thread {thread} (warp {thread // WARP} lane {thread % WARP})"
+            where = f"; block {self.block_name(t)} thread {thread} (warp {thread // WARP} lane {thread % WARP})"
             where += f" and {len(threads) - 1} more" if len(threads) > 1 else ""
             if address is not None and self.memory.contains(int(address[t])):
                 where += f"; {self.memory.describe(int(address[t]))}"

@@ -17,6 +17,9 @@ from tests.phantom.errors import PhantomError
 BASE = 0x7000_0000_0000
 """Address of the arena: far from everything that the process maps by itself."""
 
+SHARED_WINDOW, LOCAL_WINDOW = 0x5000_0000_0000, 0x6000_0000_0000
+"""Where shared and local memory begin for instructions that name no space; both spaces have their own addresses from 0."""
+
 ALIGNMENT = 256
 RED_ZONE = 256
 FREED_BYTE = 0xA5

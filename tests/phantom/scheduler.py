@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from tests.phantom import calls, trace
 from tests.phantom.errors import PhantomError
 from tests.phantom.machine import MOST_STEPS, WARP, Machine, State
-from tests.phantom.opcodes import EXECUTE, MEMBERS_LAST, WARP_WIDE
+from tests.phantom.opcodes import CONTROL, EXECUTE, MEMBERS_LAST, WARP_WIDE
 
 
 def run(machine: Machine) -> None:
@@ -42,11 +43,17 @@ def _straight_line(machine: Machine, running: np.ndarray) -> None:
             machine.mask = guard if everyone else guard & here
         _count(machine, instruction.opcode)
         opcode = instruction.opcode
-        if opcode in ("bra", "ret", "exit") or (opcode in ("bar", "barrier") and "warp" not in instruction.parts):
+        if opcode in CONTROL or (opcode in ("bar", "barrier") and "warp" not in instruction.parts):
             taking_part = machine.active() & here
+            if machine.traced is not None:
+                trace.show(machine)
             machine.pc[here] = pc + 1
             if opcode == "bra":
                 machine.pc[taking_part] = labels[instruction.operands[0]]
+            elif opcode == "call":
+                calls.call(machine, taking_part, pc + 1)
+            elif opcode == "ret" and instruction.function:
+                calls.come_back(machine, taking_part)
             elif opcode in ("ret", "exit"):
                 machine.state[taking_part] = State.EXITED
             else:
@@ -63,6 +70,8 @@ def _straight_line(machine: Machine, running: np.ndarray) -> None:
                     EXECUTE[opcode](machine, instruction)
                 return
         EXECUTE[opcode](machine, instruction)
+        if machine.traced is not None:
+            trace.show(machine)
         pc += 1
         if pc in joins:
             machine.pc[here] = pc

@@ -57,6 +57,17 @@ def test_division(memory, rng, kind, dtype):
         np.testing.assert_array_equal(result, np.array(expected).astype(dtype))
 
 
+@pytest.mark.parametrize(("opcode", "function"), [("add", np.add), ("sub", np.subtract)])
+def test_carries(memory, rng, opcode, function):
+    """Numbers of 64 bits in halves of 32."""
+    a, b = (rng.integers(0, 2**64, 32, dtype=U64) for _ in range(2))
+    halves = [(part.astype(U32), "b32") for x in (a, b) for part in (x & U64(0xFFFFFFFF), x >> U64(32))]
+    for part, shift in (("%r1", 0), ("%r2", 32)):
+        both = f"{opcode}.cc.u32 %r1, {{1}}, {{3}}; {opcode}c.u32 %r2, {{2}}, {{4}}; mov.b32 {{0}}, {part};"
+        result = elementwise(memory, both, halves, ("b32", U32))
+        np.testing.assert_array_equal(result, (function(a, b) >> U64(shift)).astype(U32))
+
+
 def test_wide_products(memory, rng):
     a, b, c = u32(rng), u32(rng), rng.integers(0, 2**63, 32, dtype=U64)
     registers = [(a, "b32"), (b, "b32"), (c, "b64")]

@@ -7,13 +7,16 @@ the fault itself is kept in `faults`, for whoever started the work.
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
+import numpy as np
+
+from tests.phantom import lines
 from tests.phantom.counters import Counters
 from tests.phantom.errors import PhantomError
 from tests.phantom.launch import Options, launch, load_kernel
-from tests.phantom.memory import Memory
+from tests.phantom.memory import BASE, Memory
 from tests.phantom.ptx import Kernel
 
 Grid = tuple[int, int, int]
@@ -232,11 +235,16 @@ class Driver:
         _set(pool, next(self._handles))
 
     def cuMemcpy(self, target: int, source: int, size: int) -> None:
-        if self.memory.contains(source):
+        partial = self.options.only_block is not None
+        if self.memory.contains(source) and not partial:
             self.memory.check_written(source, size)
         if self.memory.contains(target):
             self.memory.mark_written(target, size)
         ctypes.memmove(target, source, size)
+        if partial and self.memory.contains(source):  # what the other blocks would have written: NaN
+            begin = source - BASE
+            copied = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(target)) if size else np.empty(0)
+            copied[~self.memory.written[begin : begin + size]] = 0xFF
 
     def cuMemcpyAsync(self, target: int, source: int, size: int, stream: int) -> None:
         self.cuMemcpy(target, source, size)
@@ -315,7 +323,8 @@ class Driver:
         arguments: int,
     ) -> None:
         gx, gy, gz, bx, by, bz, shared = (value & 0xFFFFFFFF for value in (gx, gy, gz, bx, by, bz, shared))
-        kernel = load_kernel(*self._functions[function])
+        text, entry = self._functions[function]
+        kernel = load_kernel(lines.with_lines(text, entry), entry)
         data = [
             ctypes.string_at(ctypes.c_uint64.from_address(arguments + 8 * i).value, parameter.size)
             for i, parameter in enumerate(kernel.parameters)
@@ -323,7 +332,12 @@ class Driver:
         grid = gx, gy, gz
         if self.alter:
             kernel, grid = self.alter(kernel, grid)
-        self.launches.append(launch(kernel, self.memory, grid, (bx, by, bz), data, shared, self.options))
+        options = self.options
+        if options.only_block is not None and len(self.launches) != options.only_launch:
+            if len(self.launches) > options.only_launch:
+                return
+            options = replace(options, only_block=None, trace=None)
+        self.launches.append(launch(kernel, self.memory, grid, (bx, by, bz), data, shared, options))
 
     def cuLaunchKernelEx(self, configuration: int, function: int, arguments: int, extra: int) -> None:
         gx, gy, gz, bx, by, bz, shared = (ctypes.c_uint32 * 7).from_address(configuration)

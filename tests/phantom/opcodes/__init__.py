@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import numpy as np
+
 from tests.phantom.machine import Machine
 from tests.phantom.opcodes import arithmetic, bits, movement, tensor_core, warp
 from tests.phantom.ptx import Instruction
@@ -19,15 +21,22 @@ def _nothing(machine: Machine, instruction: Instruction) -> None:
     """Memory order and hints: threads here run in lockstep and memory is one."""
 
 
+def _trap(machine: Machine, instruction: Instruction) -> None:
+    """trap: what a failed assertion and `abort` end in."""
+    if machine.active().any():
+        raise machine.fault("the kernel aborts", np.flatnonzero(machine.active()))
+
+
 EXECUTE: dict[str, Execute] = {
     **arithmetic.EXECUTE,
     **bits.EXECUTE,
     **movement.EXECUTE,
     **warp.EXECUTE,
     **tensor_core.EXECUTE,
+    "trap": _trap,
     **dict.fromkeys(("membar", "fence", "nanosleep", "prefetch", "griddepcontrol", "discard"), _nothing),
 }
 """What each opcode does; branches, returns and barriers of blocks are the scheduler's."""
 
-CONTROL = frozenset({"bra", "ret", "exit"})
+CONTROL = frozenset({"bra", "ret", "exit", "call"})
 """Opcodes that the scheduler carries out itself."""

@@ -76,6 +76,26 @@ def multiply(machine: Machine, instruction: Instruction) -> None:
     machine.set(instruction.operands[0], product)
 
 
+def _carried(plain: Callable[[Machine, Instruction], None], *, borrow: bool) -> Callable[[Machine, Instruction], None]:
+    """add and sub, with `.cc` and with `c` behind the name for numbers longer than a register."""
+
+    def execute(machine: Machine, instruction: Instruction) -> None:
+        if not (instruction.has("cc") or instruction.opcode.endswith("c")):
+            plain(machine, instruction)
+            return
+        kind = f"u{8 * TYPES[instruction.types()[-1]].itemsize}"
+        a, b = (machine.each(name, kind) for name in instruction.operands[1:3])
+        taken = (machine.carry if instruction.opcode.endswith("c") else np.zeros(machine.count, bool)).astype(a.dtype)
+        partial = a - b if borrow else a + b
+        result = partial - taken if borrow else partial + taken
+        out = (a < b) | (partial < taken) if borrow else (partial < a) | (result < partial)
+        machine.set(instruction.operands[0], result)
+        if instruction.has("cc"):
+            machine.carry = np.where(machine.active(), out, machine.carry)
+
+    return execute
+
+
 def divide(machine: Machine, instruction: Instruction) -> None:
     """div and rem; integers by zero are a fault."""
     kind = instruction.types()[-1]
@@ -171,8 +191,8 @@ def test_number(machine: Machine, instruction: Instruction) -> None:
 
 
 EXECUTE = {
-    "add": _binary(np.add),
-    "sub": _binary(np.subtract),
+    **dict.fromkeys(("add", "addc"), _carried(_binary(np.add), borrow=False)),
+    **dict.fromkeys(("sub", "subc"), _carried(_binary(np.subtract), borrow=True)),
     "min": _minimum(np.fmin, np.minimum),
     "max": _minimum(np.fmax, np.maximum),
     "mul": multiply,

@@ -4,19 +4,21 @@ import numpy as np
 
 from tests.phantom.errors import UnsupportedError
 from tests.phantom.machine import Machine
+from tests.phantom.memory import LOCAL_WINDOW, SHARED_WINDOW
 from tests.phantom.ptx import Instruction, vector
 from tests.phantom.types import TYPES, UNSIGNED
 
+_WINDOWS = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW}
 _SPACES = ("global", "shared", "local", "param", "const")
 
 
 def _space(instruction: Instruction) -> str:
-    """The space an instruction names; `shared::cta` is shared, constants lie in global memory."""
+    """The space an instruction names, or "generic"; `shared::cta` is shared, constants lie in global memory."""
     for part in instruction.parts[1:]:
         name = part.split("::")[0]
         if name in _SPACES:
             return "global" if name == "const" else name
-    return "global"
+    return "generic"
 
 
 def move(machine: Machine, instruction: Instruction) -> None:
@@ -49,8 +51,10 @@ def select(machine: Machine, instruction: Instruction) -> None:
 
 
 def convert_address(machine: Machine, instruction: Instruction) -> None:
-    """cvta: spaces keep their own addresses here, so nothing changes."""
-    machine.set(instruction.operands[0], machine.value(instruction.operands[1], instruction.types()[-1]))
+    """cvta: an address of a space as one of no space, or `.to` that space."""
+    value = machine.value(instruction.operands[1], instruction.types()[-1])
+    window = np.array(_WINDOWS.get(_space(instruction), 0), value.dtype)
+    machine.set(instruction.operands[0], value - window if instruction.has("to") else value + window)
 
 
 def load(machine: Machine, instruction: Instruction) -> None:
@@ -60,6 +64,11 @@ def load(machine: Machine, instruction: Instruction) -> None:
     size = dtype.itemsize
     if space == "param":
         name, _, offset = instruction.operands[1].strip("[]").partition("+")
+        if name in machine.kernel.frames:
+            for i, target in enumerate(targets):
+                at = int(offset or 0) + i * size
+                machine.set(target, np.ascontiguousarray(machine.frame(name)[:, at : at + size]).view(dtype)[:, 0])
+            return
         at = next(p.offset for p in machine.kernel.parameters if p.name == name) + int(offset or 0)
         for i, target in enumerate(targets):
             machine.set(target, machine.parameters[at + i * size : at + (i + 1) * size].copy().view(dtype))
@@ -84,9 +93,12 @@ def store(machine: Machine, instruction: Instruction) -> None:
     if len(threads):
         values = [machine.each(source, kind)[threads] for source in vector(instruction.operands[1])]
         columns = [np.ascontiguousarray(value).view(np.uint8).reshape(len(threads), -1) for value in values]
-        machine.store(
-            _space(instruction), machine.address(instruction.operands[0]), threads, np.concatenate(columns, 1)
-        )
+        data, space = np.concatenate(columns, 1), _space(instruction)
+        if space == "param":
+            name, _, offset = instruction.operands[0].strip("[]").partition("+")
+            machine.frame(name)[threads, int(offset or 0) : int(offset or 0) + data.shape[1]] = data
+        else:
+            machine.store(space, machine.address(instruction.operands[0]), threads, data)
 
 
 def copy_asynchronously(machine: Machine, instruction: Instruction) -> None:
@@ -146,6 +158,7 @@ _ATOMIC = {
 def atomic(machine: Machine, instruction: Instruction) -> None:
     """atom and red: one thread after another, in the order of their numbers."""
     kind, space = instruction.types()[-1], _space(instruction)
+    space = "global" if space == "generic" else space
     operands = instruction.operands if instruction.opcode == "red" else instruction.operands[1:]
     threads = np.flatnonzero(machine.active())
     if not len(threads):
