@@ -76,9 +76,11 @@ def test_mojo_prints(tmp_path, capsys):
     x = memory.allocate(4 * 32)
     memory.write(x, np.arange(32, dtype=np.float32) / 10)
     launch(load_kernel(kernel.read_text()), memory, (2, 1, 1), (32, 1, 1), [x.to_bytes(8, "little")])
+    value = np.arange(32, dtype=np.float32) / 10
+    half = (value / 2).astype(np.float16).astype(np.float32)
     expected = [
-        f"[block {block},0,0 thread {i}] value {np.float32(i) / 10} half {np.float16(np.float32(i) / 20)} of {i}"
-        for block in range(2)
+        f"[block {block},0,0 thread {i}] value {value[i]!s} half {half[i]!s} of {i}"
+        for block in (0, 1)
         for i in range(21, 32)
     ]
     assert capsys.readouterr().out.splitlines() == expected

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 
 from tests.phantom import scheduler
+from tests.phantom.block_races import BlockRaces, order_blocks
 from tests.phantom.counters import Counters
 from tests.phantom.errors import PhantomError, UnsupportedError
 from tests.phantom.machine import Machine
@@ -28,6 +29,7 @@ class Options:
 
     Attributes:
         check_races: Look for races in shared memory.
+        check_block_races: Look for races between blocks in global memory.
         count: Count what `Counters` has beside the kernel's name.
         only_block: Run this block alone, to debug it; counted x first.
         only_launch: The launch of an op that `only_block` is about; later ones do not run.
@@ -35,6 +37,7 @@ class Options:
     """
 
     check_races: bool = True
+    check_block_races: bool = True
     count: bool = True
     only_block: int | None = None
     only_launch: int = 0
@@ -100,6 +103,8 @@ def launch(
         raise PhantomError(
             f"{kernel.name}: no block {blocks[-1]} or thread {options.trace} in {grid} blocks of {block} threads"
         )
+    look = options.check_block_races and len(blocks) > 1 and not order_blocks(kernel)
+    block_races = BlockRaces(memory, kernel, grid) if look else None
     try:
         with np.errstate(all="ignore"):
             for begin in range(0, len(blocks), together):
@@ -115,9 +120,12 @@ def launch(
                     variables,
                     counters if options.count else None,
                     options.check_races,
+                    block_races,
                     options.trace if traced else None,
                 )
                 scheduler.run(machine)
+        if block_races:
+            block_races.finish()
     finally:
         for address in variables.values():
             memory.free(address)

@@ -9,13 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import IntEnum
+from functools import cache
 
 import numpy as np
 
+from tests.phantom.block_races import BlockRaces
 from tests.phantom.counters import Counters
 from tests.phantom.errors import PhantomError, UnsupportedError
-from tests.phantom.memory import BASE, LOCAL_WINDOW, SHARED_WINDOW, Memory
-from tests.phantom.ptx import Instruction, Kernel
+from tests.phantom.memory import (
+    BASE,
+    LOCAL_WINDOW,
+    SHARED_WINDOW,
+    Memory,
+    all_true,
+    by_thread,
+    elements,
+    set_true,
+)
+from tests.phantom.ptx import Instruction, Kernel, vector
+from tests.phantom.registers import Registers
 from tests.phantom.shared_memory import SharedMemory
 from tests.phantom.types import TYPES, UNSIGNED
 
@@ -44,6 +56,7 @@ class Machine:
         global_variables: Addresses of the module's global arrays.
         counters: Receives the counts; None to save the time.
         check_races: Whether to look for races in shared memory.
+        block_races: Looks for races between blocks; None to save the time.
         traced: The thread, of all that run here, that `trace.show` shows.
     """
 
@@ -59,9 +72,10 @@ class Machine:
         global_variables: dict[str, int],
         counters: Counters | None,
         check_races: bool,
+        block_races: BlockRaces | None = None,
         traced: int | None = None,
     ) -> None:
-        self.traced = traced
+        self.block_races, self.traced = block_races, traced
         self.kernel, self.memory, self.counters = kernel, memory, counters
         self.parameters = np.frombuffer(parameters + bytes(16), np.uint8)
         self.global_variables = global_variables
@@ -75,14 +89,8 @@ class Machine:
         self.block_slot = self.all // padded
         self.block_number = np.repeat(blocks.astype(np.uint32), padded)
         self.special = self._special_registers(grid, block)
-        random = np.random.default_rng(1)  # registers and local memory start as garbage
-        self.registers: dict[str, np.ndarray] = {
-            name: (
-                random.integers(0, 2, n).astype(bool) if dtype.kind == "b" else random.integers(0, 255, n).astype(dtype)
-            )
-            for name, dtype in kernel.registers.items()
-        }
-        self.local_size = max(kernel.space_bytes("local"), 8)
+        self.registers = Registers(kernel.registers, n)
+        self.local_size = -(-max(kernel.space_bytes("local"), 1) // 16) * 16
         self.local = np.full(n * self.local_size, 0xA5, np.uint8)
         self.local_written = np.zeros(n * self.local_size, bool)
         self._set_up_shared(dynamic_shared, check_races)
@@ -118,11 +126,9 @@ class Machine:
                 allowed[variable.offset : variable.offset + variable.size] = True
         allowed[fixed : fixed + dynamic] = True
         self.dynamic_offset = fixed
-        sizes = [4]
-        for instruction in self.kernel.instructions:
-            if instruction.opcode in ("ld", "st", "atom", "red") and not instruction.has("global", "local", "param"):
-                sizes.append(TYPES[instruction.types()[-1]].itemsize)
-        self.shared = SharedMemory(self.blocks, size, allowed, self.warp, min(sizes), check_races, self._complain)
+        sizes = {shared_bytes(at) for at in self.kernel.instructions}
+        unit = min(sizes - {0}, default=16)
+        self.shared = SharedMemory(self.blocks, size, allowed, self.warp, unit, check_races, self._complain)
 
     # --- operands ---------------------------------------------------------------------------------------------------
 
@@ -140,28 +146,14 @@ class Machine:
             raise self.fault(f"register {operand} is narrower than .{kind}")
         if operand in self.special:
             return self.special[operand].astype(dtype)
-        if operand.startswith(("0f", "0F")):
-            return (
-                np.frombuffer(bytes.fromhex(operand[2:])[::-1], np.float32)
-                .astype(np.float32)
-                .view(_same_size(dtype, 4))
-            )
-        if operand.startswith(("0d", "0D")):
-            return (
-                np.frombuffer(bytes.fromhex(operand[2:])[::-1], np.float64)
-                .astype(np.float64)
-                .view(_same_size(dtype, 8))
-            )
+        if operand[0].isdigit() or operand[0] == "-":
+            return _constant(operand, kind)
         if operand.startswith("%clock") or operand == "%globaltimer":
             return np.zeros(1, dtype)
         number = self.symbol(operand)
         if number is None:
-            try:
-                number = int(operand.rstrip("U"), 0)
-            except ValueError:
-                raise UnsupportedError(f"operand {operand} is not understood: {self.current.text}") from None
-        bits = number & ((1 << (8 * dtype.itemsize)) - 1)
-        return np.array([bits], np.uint64).astype(UNSIGNED[dtype.itemsize]).view(dtype)
+            raise UnsupportedError(f"operand {operand} is not understood: {self.current.text}")
+        return np.array([number], np.uint64).astype(UNSIGNED[dtype.itemsize]).view(dtype)
 
     def each(self, operand: str, kind: str) -> np.ndarray:
         """`value` with an element for every thread."""
@@ -195,21 +187,18 @@ class Machine:
         """Sets a register of the threads that take part, by bits; integers are narrowed or extended."""
         if register == "_":
             return
-        target, value = self.registers[register], np.asarray(value)
-        if target.dtype == bool:
-            value = value.astype(bool)
-        elif value.dtype.itemsize == target.dtype.itemsize:
-            value = value.view(target.dtype)
+        dtype, value = self.registers.dtype(register), np.asarray(value)
+        if dtype.kind == "b":
+            value = value.astype(bool, copy=False)
+        elif value.dtype.itemsize == dtype.itemsize:
+            value = value.view(dtype)
         elif value.dtype.kind == "i":
-            value = value.astype(f"i{target.dtype.itemsize}").view(target.dtype)
+            value = value.astype(f"i{dtype.itemsize}").view(dtype)
         elif value.dtype.kind == "u" or value.dtype == bool:
-            value = value.astype(target.dtype)
+            value = value.astype(dtype)
         else:
             raise self.fault(f"a {value.dtype} does not fit register {register}")
-        if self.mask is None:
-            target[...] = value
-        else:
-            np.copyto(target, value, where=self.mask)
+        self.registers.put(register, value, self.mask)
 
     def active(self) -> np.ndarray:
         """The threads that take part in the current instruction."""
@@ -219,13 +208,13 @@ class Machine:
 
     def address(self, operand: str) -> np.ndarray:
         """The address `[%r+8]` of every thread, in its space."""
-        base, _, offset = operand.strip("[]").strip().partition("+")
+        base, offset = _split_address(operand)
         register = self.registers.get(base)
         if register is not None:
             wide = register.astype(np.int64) if register.dtype.itemsize == 4 else register.view(np.int64)
-            return wide + int(offset or 0)
+            return wide + offset
         number = self.symbol(base)
-        return np.full(self.count, (int(base, 0) if number is None else number) + int(offset or 0), np.int64)
+        return np.full(self.count, (int(base, 0) if number is None else number) + offset, np.int64)
 
     def frame(self, name: str) -> np.ndarray:
         """Parameters of a function by name, (threads, bytes)."""
@@ -240,18 +229,20 @@ class Machine:
             for named, there, some in self._spaces(address, threads):
                 data[some] = self.load(named, there, size, threads[some])
             return data
-        at = self._locate(space, address[threads], size, threads)
+        at = self.locate(space, address[threads], size, threads)
         if space == "shared":
-            return self.shared.read(at, threads)
+            return self.shared.read(at, size, threads)
         written, data = (
             (self.memory.written, self.memory.bytes) if space == "global" else (self.local_written, self.local)
         )
-        missing = ~written[at].all(axis=1)
-        if missing.any():
-            raise self.fault(f"read of {space} memory that nobody wrote", threads[missing], address)
+        flags = elements(written, size).take(at)
+        if not all_true(flags):
+            raise self.fault(f"read of {space} memory that nobody wrote", threads[~by_thread(flags)], address)
         if space == "global" and self.counters:
             self.counters.count_global(address[threads], threads, size, write=False)
-        return data[at]
+        if space == "global" and self.block_races:
+            self.block_races.read(self, at, size, threads)
+        return elements(data, size).take(at).view(np.uint8).reshape(-1, size)
 
     def store(self, space: str, address: np.ndarray, threads: np.ndarray, data: np.ndarray) -> None:
         """Writes one row of bytes for each of some threads."""
@@ -260,16 +251,21 @@ class Machine:
                 self.store(named, there, threads[some], data[some])
             return
         size = data.shape[1]
-        at = self._locate(space, address[threads], size, threads)
+        at = self.locate(space, address[threads], size, threads)
+        values = elements(data, size)[:, 0]
         if space == "shared":
-            self.shared.write(at, threads, data)
+            self.shared.write(at, size, threads, values)
             return
         if space == "global":
-            self.memory.bytes[at], self.memory.written[at] = data, True
             if self.counters:
                 self.counters.count_global(address[threads], threads, size, write=True)
+            if self.block_races:
+                self.block_races.write(self, at, size, threads)
+            bytes_, written = self.memory.bytes, self.memory.written
         else:
-            self.local[at], self.local_written[at] = data, True
+            bytes_, written = self.local, self.local_written
+        elements(bytes_, size)[at] = values
+        set_true(written, size, at)
 
     def _spaces(self, address: np.ndarray, threads: np.ndarray) -> Iterator[tuple[str, np.ndarray, slice | np.ndarray]]:
         """What addresses that name no space mean: a space, the addresses in it, and which of the threads go there."""
@@ -288,32 +284,49 @@ class Machine:
             if some.any():
                 yield space, address - base, np.flatnonzero(some)
 
-    def _locate(self, space: str, address: np.ndarray, size: int, threads: np.ndarray) -> np.ndarray:
-        """Byte indices in the space's array, one row per thread, after the checks."""
+    def locate(self, space: str, address: np.ndarray, size: int, threads: np.ndarray) -> np.ndarray:
+        """Where threads' accesses lie in a space's array, counted in elements of `size` bytes, after the checks."""
+        shift: np.ndarray | int = 0
         if space == "global":
             offset, limit, allowed = address - BASE, self.memory.size, self.memory.allowed
-            shift: np.ndarray | int = 0
         elif space == "shared":
             offset, limit, allowed = address, self.shared.size, self.shared.allowed
-            shift = self.block_slot[threads] * self.shared.size
+            shift = self.block_slot[threads] * (limit // size)
             if self.counters:
                 self.counters.count_shared(address, threads, size)
         elif space == "local":
             offset, limit, allowed = address, self.local_size, None
-            shift = threads * self.local_size
+            shift = threads * (limit // size)
         else:
             raise UnsupportedError(f"space .{space} is not supported: {self.current.text}")
+        aligned = not int(np.bitwise_or.reduce(offset)) & (size - 1)
+        if not aligned or offset.min() < 0 or offset.max() + size > limit:
+            raise self._misplaced(space, offset, limit, allowed, address, size, threads)
+        at = offset >> (size.bit_length() - 1)
+        if allowed is not None and not all_true(elements(allowed, size).take(at)):
+            raise self._misplaced(space, offset, limit, allowed, address, size, threads)
+        return at + shift
+
+    def _misplaced(
+        self,
+        space: str,
+        offset: np.ndarray,
+        limit: int,
+        allowed: np.ndarray | None,
+        address: np.ndarray,
+        size: int,
+        threads: np.ndarray,
+    ) -> PhantomError:
+        """The fault of accesses of which some are out of bounds or, if none are, misaligned."""
         outside = (offset < 0) | (offset + size > limit)
         if allowed is not None:
             inside = np.where(outside, 0, offset)
             outside |= ~(allowed[inside] & allowed[inside + size - 1])
-        if outside.any():
-            full = np.zeros(self.count, np.int64)
-            full[threads] = address
-            raise self.fault(f"out-of-bounds access of {size} bytes of {space} memory", threads[outside], full)
-        if (address % size).any():
-            raise self.fault(f"misaligned access of {size} bytes of {space} memory", threads[address % size != 0])
-        return (offset + shift)[:, None] + np.arange(size)
+        if not outside.any():
+            return self.fault(f"misaligned access of {size} bytes of {space} memory", threads[address % size != 0])
+        full = np.zeros(self.count, np.int64)
+        full[threads] = address
+        return self.fault(f"out-of-bounds access of {size} bytes of {space} memory", threads[outside], full)
 
     def block_name(self, thread: int) -> str:
         """The block of a thread, x,y,z."""
@@ -342,5 +355,37 @@ class Machine:
         raise self.fault(what, threads)
 
 
-def _same_size(dtype: np.dtype, size: int) -> np.dtype:
-    return dtype if dtype.itemsize == size else UNSIGNED[size]
+@cache
+def _constant(operand: str, kind: str) -> np.ndarray:
+    """A number: an integer, or the bits of a floating-point number behind 0f or 0d."""
+    dtype = TYPES[kind]
+    if operand[:2].lower() in ("0f", "0d"):
+        wide = np.dtype(f"f{len(operand) // 2 - 1}")
+        value = np.frombuffer(bytes.fromhex(operand[2:])[::-1], wide)
+        value = value.view(dtype if dtype.itemsize == wide.itemsize else UNSIGNED[wide.itemsize]).copy()
+    else:
+        bits = int(operand.rstrip("U"), 0) & ((1 << (8 * dtype.itemsize)) - 1)
+        value = np.array([bits], np.uint64).astype(UNSIGNED[dtype.itemsize]).view(dtype)
+    value.flags.writeable = False
+    return value
+
+
+@cache
+def _split_address(operand: str) -> tuple[str, int]:
+    """What an address begins with, and the constant behind it."""
+    base, _, offset = operand.strip("[]").strip().partition("+")
+    return base, int(offset or 0)
+
+
+def shared_bytes(instruction: Instruction) -> int:
+    """The least that an instruction accesses of shared memory at once, 0 if it does not."""
+    if instruction.opcode == "cp" and instruction.has("async") and len(instruction.operands) > 2:
+        return int(instruction.operands[2])
+    if instruction.opcode == "ldmatrix":
+        return 16
+    if instruction.opcode not in ("ld", "st", "atom", "red", "ldu") or instruction.has(
+        "global", "local", "param", "const"
+    ):
+        return 0
+    many = [len(vector(operand)) for operand in instruction.operands]
+    return TYPES[instruction.types()[-1]].itemsize * max(many)

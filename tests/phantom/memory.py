@@ -8,6 +8,7 @@ nobody wrote is an error and not a number. The arena is mapped at its address, s
 
 import ctypes
 import mmap
+from bisect import bisect_right, insort
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,30 @@ ALIGNMENT = 256
 RED_ZONE = 256
 FREED_BYTE = 0xA5
 
+_ELEMENTS = {1: np.dtype("u1"), 2: np.dtype("u2"), 4: np.dtype("u4"), 8: np.dtype("u8"), 16: np.dtype("c16")}
+_ALL_TRUE = {size: np.ones(size, bool).view(dtype)[0] for size, dtype in _ELEMENTS.items()}
+
 _MAP_FIXED_NOREPLACE, _MAP_NORESERVE = 0x100000, 0x4000
+
+
+def elements(array: np.ndarray, size: int) -> np.ndarray:
+    """Bytes or flags of bytes as elements of 1 to 16 bytes, which are taken and put several times faster."""
+    return array.view(_ELEMENTS[size])
+
+
+def all_true(flags: np.ndarray) -> bool:
+    """Whether all flags are set, of some `elements` of flags."""
+    return bool((flags.view(_ELEMENTS[min(8, flags.itemsize)]) == _ALL_TRUE[min(8, flags.itemsize)]).all())
+
+
+def set_true(flags: np.ndarray, size: int, at: np.ndarray) -> None:
+    """Sets the flags of the bytes of some elements."""
+    elements(flags, size)[at] = _ALL_TRUE[size]
+
+
+def by_thread(flags: np.ndarray) -> np.ndarray:
+    """Of some `elements` of flags, whether all of each are set."""
+    return np.logical_and.reduce(flags.view(bool).reshape(len(flags), -1), axis=1)
 
 
 @dataclass(frozen=True)
@@ -59,6 +83,9 @@ class Memory:
         self.allowed = np.zeros(size, bool)
         self.written = np.zeros(size, bool)
         self._buffers: dict[int, Buffer] = {}
+        self._begins: list[int] = []
+        self._history: tuple[np.ndarray, np.ndarray] | None = None
+        self._stamp = 0
         self._free: dict[int, list[int]] = {}
         self._top = RED_ZONE
 
@@ -79,6 +106,7 @@ class Memory:
                 )
             self._top += room + RED_ZONE
         self._buffers[offset] = Buffer(offset, size)
+        insort(self._begins, offset)
         self.allowed[offset : offset + size] = True
         self.written[offset : offset + size] = False
         return BASE + offset
@@ -88,6 +116,7 @@ class Memory:
         buffer = self._buffers.pop(address - BASE, None)
         if buffer is None:
             raise PhantomError(f"{address:#x} is freed, but no buffer begins there")
+        self._begins.remove(buffer.offset)
         span = slice(buffer.offset, buffer.offset + buffer.size)
         self.bytes[span], self.allowed[span], self.written[span] = FREED_BYTE, False, False
         self._free.setdefault(-(-max(buffer.size, 1) // ALIGNMENT) * ALIGNMENT, []).append(buffer.offset)
@@ -121,13 +150,36 @@ class Memory:
         """Whether an address lies in the arena."""
         return BASE <= address < BASE + self.size
 
+    def buffer_at(self, offset: int) -> int:
+        """Where the buffer begins that an offset from BASE lies in."""
+        return self._begins[bisect_right(self._begins, offset) - 1]
+
+    @staticmethod
+    def address(offset: np.ndarray) -> np.ndarray:
+        """The addresses of offsets from BASE."""
+        return offset + BASE
+
+    def history(self, numbers: int) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
+        """Notes at each byte, of who wrote and who read it.
+
+        Args:
+            numbers: How many different notes a launch may make.
+
+        Returns:
+            A number above which its notes begin, as all others were made by earlier launches; two arrays of notes.
+        """
+        if self._history is None or self._stamp + numbers >= 2**31:
+            self._history = np.zeros(self.size, np.int32), np.zeros(self.size, np.int32)
+            self._stamp = 0
+        base, self._stamp = self._stamp, self._stamp + numbers
+        return base, self._history
+
     def describe(self, address: int) -> str:
         """Names the buffer nearest to an address, for messages."""
         offset = address - BASE
-        before = [b for b in self._buffers.values() if b.offset <= offset]
-        if not before:
+        if not self._begins or offset < self._begins[0]:
             return f"{address:#x}, in no buffer"
-        buffer = max(before, key=lambda b: b.offset)
+        buffer = self._buffers[self.buffer_at(offset)]
         return f"byte {offset - buffer.offset} of a buffer of {buffer.size} bytes"
 
     def _span(self, address: int, size: int, what: str) -> slice:

@@ -7,7 +7,7 @@ Functions that the entry calls (Mojo's `print` is made of them) follow it in the
 import os
 import re
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +81,10 @@ class Instruction:
 
     def types(self) -> list[str]:
         """The opcode's types, in order."""
+        return self._types
+
+    @cached_property
+    def _types(self) -> list[str]:
         return [part for part in self.parts[1:] if part in TYPES]
 
 
@@ -347,6 +351,7 @@ def split_operands(text: str) -> list[str]:
     return [operand for operand in operands if operand]
 
 
+@cache
 def vector(operand: str) -> list[str]:
     """The registers of `{%a, %b}` or names of `(a, b)`, or the one register."""
     return [name.strip() for name in operand[1:-1].split(",")] if operand.startswith(("{", "(")) else [operand]

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tests.phantom.memory import all_true, by_thread, elements, set_true
+
 NOBODY, SEVERAL = -1, -2
 
 Complain = Callable[[str, np.ndarray | None], None]
@@ -57,47 +59,56 @@ class SharedMemory:
         """The threads of these warps have met."""
         self._epoch[warps] += 1
 
-    def read(self, at: np.ndarray, threads: np.ndarray) -> np.ndarray:
-        """Reads bytes `at` (one row per thread) and remembers it."""
-        if not self.written[at].all():
-            self._complain("read of shared memory that nobody wrote", threads[~self.written[at].all(axis=1)])
+    def read(self, at: np.ndarray, size: int, threads: np.ndarray) -> np.ndarray:
+        """Reads elements `at` of so many bytes, one for each thread, and remembers it: (threads, size) bytes."""
+        flags = elements(self.written, size).take(at)
+        if not all_true(flags):
+            self._complain("read of shared memory that nobody wrote", threads[~by_thread(flags)])
         if self._check:
-            units, warps = at[:, :: self._unit] // self._unit, self._warp_of[threads]
+            units, warps = self._units(at, size), self._warp_of[threads]
             self._check_writers(units, threads, warps, "read")
             self._remember(self._reader, units, np.broadcast_to(threads[:, None], units.shape))
             self._remember(self._reader_warp, units, np.broadcast_to(warps[:, None], units.shape))
             self._read_epoch[units] = self._epoch[warps][:, None]
-        return self.bytes[at]
+        return elements(self.bytes, size).take(at).view(np.uint8).reshape(-1, size)
 
-    def write(self, at: np.ndarray, threads: np.ndarray, data: np.ndarray) -> None:
-        """Writes bytes `at` (one row per thread) and remembers it."""
+    def write(self, at: np.ndarray, size: int, threads: np.ndarray, values: np.ndarray) -> None:
+        """Writes elements `at`, one for each thread, and remembers it."""
         if self._check:
-            units, warps = at[:, :: self._unit] // self._unit, self._warp_of[threads]
+            units, warps = self._units(at, size), self._warp_of[threads]
             self._check_writers(units, threads, warps, "write")
-            reader = self._reader[units]
-            ordered = (self._reader_warp[units] == warps[:, None]) & (
-                self._read_epoch[units] < self._epoch[warps][:, None]
-            )
-            race = (reader != NOBODY) & (reader != threads[:, None]) & ~ordered
+            reader = self._reader.take(units)
+            race = (reader != NOBODY) & (reader != threads[:, None])
+            if race.any():
+                ordered = (self._reader_warp[units] == warps[:, None]) & (
+                    self._read_epoch[units] < self._epoch[warps][:, None]
+                )
+                race &= ~ordered
             if race.any():
                 message = "shared-memory race: write after another thread's read, no barrier between"
                 self._complain(message, threads[race.any(axis=1)])
             self._writer[units] = threads[:, None]
-            if (self._writer[units] != threads[:, None]).any():
+            if (self._writer.take(units) != threads[:, None]).any():
                 self._complain("shared-memory race: two threads write one byte at once", None)
             self._write_epoch[units] = self._epoch[warps][:, None]
-        self.bytes[at] = data
-        self.written[at] = True
+        elements(self.bytes, size)[at] = values
+        set_true(self.written, size, at)
 
-    def forget(self, at: np.ndarray) -> None:
-        """The bytes are about to be overwritten by a copy in flight: until it has landed they hold nothing."""
-        self.written[at] = False
+    def forget(self, at: np.ndarray, size: int) -> None:
+        """The elements are about to be overwritten by copies in flight: until those have landed they hold nothing."""
+        elements(self.written, size)[at] = 0
+
+    def _units(self, at: np.ndarray, size: int) -> np.ndarray:
+        """What is remembered together, of some elements: (threads, units of each)."""
+        each = size // self._unit
+        return at[:, None] if each == 1 else at[:, None] * each + np.arange(each)
 
     def _check_writers(self, units: np.ndarray, threads: np.ndarray, warps: np.ndarray, doing: str) -> None:
-        writer = self._writer[units]
-        same_warp = self._warp_of[np.maximum(writer, 0)] == warps[:, None]
-        ordered = same_warp & (self._write_epoch[units] < self._epoch[warps][:, None])
-        race = (writer != NOBODY) & (writer != threads[:, None]) & ~ordered
+        writer = self._writer.take(units)
+        race = (writer != NOBODY) & (writer != threads[:, None])
+        if race.any():
+            same_warp = self._warp_of[np.maximum(writer, 0)] == warps[:, None]
+            race &= ~(same_warp & (self._write_epoch[units] < self._epoch[warps][:, None]))
         if race.any():
             message = f"shared-memory race: {doing} after another thread's write, no barrier between"
             self._complain(message, threads[race.any(axis=1)])
@@ -105,7 +116,7 @@ class SharedMemory:
     @staticmethod
     def _remember(history: np.ndarray, at: np.ndarray, who: np.ndarray) -> None:
         """Notes `who` at each byte: alone, or as one of several."""
-        before = history[at]
+        before = history.take(at)
         history[at] = who
-        shared = (history[at] != who) | ((before != NOBODY) & (before != who))
+        shared = (history.take(at) != who) | ((before != NOBODY) & (before != who))
         history[at[shared]] = SEVERAL

@@ -91,6 +91,68 @@ def test_clean(memory, name):
     run(memory, ADDRESS + CLEAN[name], [ONES], threads=64)
 
 
+BLOCKS = """
+    mov.u32 %r20, %ctaid.x; setp.eq.u32 %p1, %r20, 0; setp.eq.u32 %p2, %r20, 1; setp.eq.u32 %p3, %r20, 2;
+"""
+
+BLOCK_RACES = {
+    "all write": ("st.global.f32 [%d20], 0f00000000;", "write (after a write of|at the same time as) block [012],0,0"),
+    "one writes, another reads": (
+        "@%p1 st.global.f32 [%d20], 0f00000000; @%p2 ld.global.f32 %f1, [%d20+-4];",
+        "read after a write of block 0,0,0; block 1,0,0 thread 2 ",
+    ),
+    "one reads, another writes": (
+        "@%p1 ld.global.f32 %f1, [%d20]; @%p2 st.global.f32 [%d20], 0f00000000;",
+        "write after a read of block 0,0,0; block 1,0,0 thread 0 .*; byte 0 of a buffer of 256 bytes",
+    ),
+    "several read, the last of them writes": (
+        "ld.global.f32 %f1, [%d20]; @%p3 st.global.f32 [%d20], 0f00000000;",
+        "write after a read of several blocks; block 2,0,0",
+    ),
+    "neighbours of half a word": (
+        "@%p1 st.global.b16 [%d20+2], %h1; @%p2 st.global.v2.b16 [%d20], {%h1, %h1};",
+        "write after a write of block 0,0,0; block 1,0,0 thread 0 .*; byte 2 of a buffer",
+    ),
+}
+
+
+@pytest.mark.parametrize("together", [8192, 64])
+@pytest.mark.parametrize("name", BLOCK_RACES)
+def test_races_between_blocks(memory, monkeypatch, name, together):
+    """Blocks that run together and those that run one after another; again in a second launch of the kernel."""
+    monkeypatch.setattr("tests.phantom.launch.THREADS_TOGETHER", together)
+    body, message = BLOCK_RACES[name]
+    guard = "setp.eq.u32 %p4, %r31, 0; @%p4 bra END;\n" if "+-4" in body else ""
+    for _ in range(2):
+        with pytest.raises(PhantomError, match=f"race between blocks: {message}"):
+            run(memory, ADDRESS + BLOCKS + guard + body + "\nEND:\n", [ONES], threads=64, grid=(3, 1, 1))
+    run(
+        memory,
+        ADDRESS + BLOCKS + guard + body + "\nEND:\n",
+        [ONES],
+        threads=64,
+        grid=(3, 1, 1),
+        options=Options(True, False),
+    )
+
+
+CLEAN_BLOCKS = {
+    "all read": "ld.global.f32 %f1, [%d20];",
+    "each its own": "ld.global.f32 %f1, [%d21]; st.global.f32 [%d21], %f1; ld.global.f32 %f1, [%d21];",
+    "neighbours": "@%p1 st.global.b16 [%d20], %h1; @%p2 st.global.b16 [%d20+2], %h1;",
+    "with a fence": "@%p1 st.global.f32 [%d20], 0f00000000; membar.gl; @%p2 ld.global.f32 %f1, [%d20];",
+}
+
+
+@pytest.mark.parametrize("together", [8192, 64])
+@pytest.mark.parametrize("name", CLEAN_BLOCKS)
+def test_clean_blocks(memory, monkeypatch, name, together):
+    monkeypatch.setattr("tests.phantom.launch.THREADS_TOGETHER", together)
+    own = "mul.wide.u32 %d21, %r20, 256; add.s64 %d21, %d20, %d21;"
+    for _ in range(2):
+        run(memory, ADDRESS + BLOCKS + own + CLEAN_BLOCKS[name], [np.tile(ONES, 3)], threads=64, grid=(3, 1, 1))
+
+
 def test_races_are_not_looked_for_on_request(memory):
     body, _ = FAULTS["write, then another's read"]
     run(memory, ADDRESS + "st.shared.b32 [%r30], %r31; bar.sync 0;" + body, [ONES], threads=64, options=Options(False))

@@ -4,7 +4,7 @@ import numpy as np
 
 from tests.phantom.errors import UnsupportedError
 from tests.phantom.machine import Machine
-from tests.phantom.memory import LOCAL_WINDOW, SHARED_WINDOW
+from tests.phantom.memory import LOCAL_WINDOW, SHARED_WINDOW, all_true, by_thread, elements
 from tests.phantom.ptx import Instruction, vector
 from tests.phantom.types import TYPES, UNSIGNED
 
@@ -76,14 +76,13 @@ def load(machine: Machine, instruction: Instruction) -> None:
     threads = np.flatnonzero(machine.active())
     if not len(threads):
         return
-    data = machine.load(space, machine.address(instruction.operands[1]), size * len(targets), threads)
+    data = machine.load(space, machine.address(instruction.operands[1]), size * len(targets), threads).view(dtype)
     for i, target in enumerate(targets):
-        value = np.ascontiguousarray(data[:, i * size : (i + 1) * size]).view(dtype)[:, 0]
         if len(threads) == machine.count:
-            machine.set(target, value)
+            machine.set(target, data[:, i])
         else:
             full = np.zeros(machine.count, dtype)
-            full[threads] = value
+            full[threads] = data[:, i]
             machine.set(target, full)
 
 
@@ -91,9 +90,12 @@ def store(machine: Machine, instruction: Instruction) -> None:
     """st, of one register or a vector of them."""
     kind, threads = instruction.types()[-1], np.flatnonzero(machine.active())
     if len(threads):
-        values = [machine.each(source, kind)[threads] for source in vector(instruction.operands[1])]
-        columns = [np.ascontiguousarray(value).view(np.uint8).reshape(len(threads), -1) for value in values]
-        data, space = np.concatenate(columns, 1), _space(instruction)
+        sources, space = vector(instruction.operands[1]), _space(instruction)
+        values = np.empty((len(threads), len(sources)), TYPES[kind])
+        for i, source in enumerate(sources):
+            value = machine.each(source, kind)
+            values[:, i] = value if len(threads) == machine.count else value[threads]
+        data = values.view(np.uint8)
         if space == "param":
             name, _, offset = instruction.operands[0].strip("[]").partition("+")
             machine.frame(name)[threads, int(offset or 0) : int(offset or 0) + data.shape[1]] = data
@@ -131,7 +133,7 @@ def copy_asynchronously(machine: Machine, instruction: Instruction) -> None:
         if count:
             some = read[threads] == count
             data[some, : int(count)] = _load_bytes(machine, source, int(count), threads[some])
-    machine.shared.forget(machine._locate("shared", target[threads], size, threads))
+    machine.shared.forget(machine.locate("shared", target[threads], size, threads), size)
     machine.copies.append((target, threads, data))
 
 
@@ -165,21 +167,21 @@ def atomic(machine: Machine, instruction: Instruction) -> None:
         return
     dtype, address = TYPES[kind], machine.address(operands[0])
     values = machine.each(operands[1], kind)
-    at = machine._locate(space, address[threads], dtype.itemsize, threads)
-    memory = machine.memory.bytes if space == "global" else machine.shared.bytes
-    written = machine.memory.written if space == "global" else machine.shared.written
-    if not written[at].all():
-        raise machine.fault(f"atomic on {space} memory that nobody wrote", threads[~written[at].all(axis=1)], address)
+    at = machine.locate(space, address[threads], dtype.itemsize, threads)
+    memory = elements(machine.memory.bytes if space == "global" else machine.shared.bytes, dtype.itemsize).view(dtype)
+    written = elements(machine.memory.written if space == "global" else machine.shared.written, dtype.itemsize)
+    if not all_true(flags := written.take(at)):
+        raise machine.fault(f"atomic on {space} memory that nobody wrote", threads[~by_thread(flags)], address)
     result = np.zeros(machine.count, dtype)
     name = next((part for part in instruction.parts if part in _ATOMIC or part == "cas"), "")
     for thread, place in zip(threads, at, strict=True):
-        old = memory[place].view(dtype)[0]
+        old = memory[place]
         result[thread] = old
         if name == "cas":
             new = machine.each(operands[2], kind)[thread] if old == values[thread] else old
         else:
             new = _ATOMIC[name](old, values[thread])
-        memory[place] = np.array([new], dtype).view(np.uint8)
+        memory[place] = new
     if instruction.opcode == "atom":
         machine.set(instruction.operands[0], result)
 

@@ -7,8 +7,6 @@ Lane l of a warp is in group g = l / 4 at place t = l % 4. Of a 16 x K by K x 8 
     C  register i: row g + 8 (i / 2), column 2t + i % 2
 """
 
-from functools import cache
-
 import numpy as np
 
 from tests.phantom.errors import UnsupportedError
@@ -20,33 +18,13 @@ from tests.phantom.types import from_bfloat16
 def load_matrix(machine: Machine, instruction: Instruction) -> None:
     """ldmatrix: 8 x 8 matrices of 16-bit elements; lane 8 i + r gives the address of row r of matrix i."""
     targets = vector(instruction.operands[0])
-    lane, first = machine.lane, machine.warp * WARP
-    readers = np.flatnonzero(machine.active() & (lane < 8 * len(targets)))
-    rows = np.zeros((machine.count, 8), np.uint16)
-    rows[readers] = machine.load("shared", machine.address(instruction.operands[1]), 16, readers).view(np.uint16)
+    readers = np.flatnonzero(machine.active() & (machine.lane < 8 * len(targets)))
+    rows = np.zeros((machine.count, 16), np.uint8)
+    rows[readers] = machine.load("shared", machine.address(instruction.operands[1]), 16, readers)
+    matrices = rows.view(np.uint16).reshape(-1, 4, 8, 8)  # of each warp
     for i, target in enumerate(targets):
-        if instruction.has("trans"):
-            row, column = first + 8 * i + 2 * (lane % 4), lane // 4
-            low, high = rows[row, column], rows[row + 1, column]
-        else:
-            row, column = first + 8 * i + lane // 4, 2 * (lane % 4)
-            low, high = rows[row, column], rows[row, column + 1]
-        machine.set(target, low.astype(np.uint32) | high.astype(np.uint32) << np.uint32(16))
-
-
-@cache
-def _places(depth: int, packed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where register i, element e of each lane lies in A (16 x depth), B (depth x 8) and C (16 x 8), flat indices."""
-    lane = np.arange(WARP)
-    g, t = lane // 4, lane % 4
-    step = 4 * packed
-    a = [
-        [(g + 8 * (i % 2)) * depth + t * packed + e + step * (i // 2) for e in range(packed)]
-        for i in range(2 * depth // step)
-    ]
-    b = [[(t * packed + e + step * i) * 8 + g for e in range(packed)] for i in range(depth // step)]
-    c = [(g + 8 * (i // 2)) * 8 + 2 * t + i % 2 for i in range(4)]
-    return np.array(a), np.array(b), np.array(c)
+        matrix = matrices[:, i].transpose(0, 2, 1) if instruction.has("trans") else matrices[:, i]
+        machine.set(target, np.ascontiguousarray(matrix).view(np.uint32).ravel())
 
 
 def multiply_accumulate(machine: Machine, instruction: Instruction) -> None:
@@ -60,31 +38,29 @@ def multiply_accumulate(machine: Machine, instruction: Instruction) -> None:
         raise UnsupportedError(f"not supported: {instruction.text}")
     depth, packed = int(shape[6:]), 1 if types[1] == "tf32" else 2
     d, a, b, c = (vector(operand) for operand in instruction.operands)
-    warps = machine.count // WARP
-    a_at, b_at, c_at = _places(depth, packed)
-    a_matrix = _gather(machine, a, types[1], a_at, 16 * depth).reshape(warps, 16, depth)
-    b_matrix = _gather(machine, b, types[1], b_at, 8 * depth).reshape(warps, depth, 8)
-    sums = np.empty((warps, 16 * 8), np.float32)
-    for register, at in zip(c, c_at, strict=True):
-        sums[:, at] = machine.each(register, "f32").reshape(warps, WARP)
-    sums += (a_matrix @ b_matrix).reshape(warps, -1)
-    for register, at in zip(d, c_at, strict=True):
-        machine.set(register, np.ascontiguousarray(sums[:, at]).ravel())
+    warps, steps = machine.count // WARP, depth // (4 * packed)
+    a_matrix = np.empty((warps, 2, 8, steps, 4, packed), np.float32)  # row 8 h + g, column 4 packed s + packed t + e
+    for i, register in enumerate(a):
+        a_matrix[:, i % 2, :, i // 2] = _lanes(machine, register, types[1], packed)
+    b_matrix = np.empty((warps, steps, 4, packed, 8), np.float32)
+    for i, register in enumerate(b):
+        b_matrix[:, i] = _lanes(machine, register, types[1], packed).transpose(0, 2, 3, 1)
+    product = a_matrix.reshape(warps, 16, depth) @ b_matrix.reshape(warps, depth, 8)
+    sums = product.reshape(warps, 2, 8, 4, 2)  # row 8 h + g, column 2 t + e
+    for i, register in enumerate(c):
+        sums[:, i // 2, :, :, i % 2] += machine.each(register, "f32").reshape(warps, 8, 4)
+    for i, target in enumerate(d):
+        machine.set(target, sums[:, i // 2, :, :, i % 2].ravel())
 
 
-def _gather(machine: Machine, registers: list[str], kind: str, places: np.ndarray, size: int) -> np.ndarray:
-    """The matrix whose elements lie in the registers of a warp's lanes: (warps, size) float32."""
-    matrix = np.empty((machine.count // WARP, size), np.float32)
-    for register, elements in zip(registers, places, strict=True):
-        words = machine.each(register, "b32").reshape(-1, WARP)
-        if kind == "tf32":
-            matrix[:, elements[0]] = (words & np.uint32(0xFFFFE000)).view(np.float32)
-            continue
-        for half, at in zip(
-            ((words & 0xFFFF).astype(np.uint16), (words >> 16).astype(np.uint16)), elements, strict=True
-        ):
-            matrix[:, at] = from_bfloat16(half) if kind == "bf16" else half.view(np.float16)
-    return matrix
+def _lanes(machine: Machine, register: str, kind: str, packed: int) -> np.ndarray:
+    """The numbers that lanes hold in a register: (warps, groups g, places t, one or two), float32 or exact in it."""
+    words = np.ascontiguousarray(machine.each(register, "b32"))
+    if kind == "tf32":
+        numbers = (words & np.uint32(0xFFFFE000)).view(np.float32)
+    else:
+        numbers = from_bfloat16(words.view(np.uint16)) if kind == "bf16" else words.view(np.float16)
+    return numbers.reshape(-1, 8, 4, packed)
 
 
 EXECUTE = {"ldmatrix": load_matrix, "mma": multiply_accumulate}

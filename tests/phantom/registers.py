@@ -1,0 +1,45 @@
+"""Registers: one vector each, with an element for every thread, made when it is first used."""
+
+import numpy as np
+
+
+class Registers:
+    """The registers of threads that run together. What nobody set is garbage.
+
+    Args:
+        declared: Type of each register, by its name.
+        count: Threads.
+    """
+
+    def __init__(self, declared: dict[str, np.dtype], count: int) -> None:
+        self._declared, self._count = declared, count
+        self._vectors: dict[str, np.ndarray] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._declared
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        vector = self._vectors.get(name)
+        if vector is None:
+            dtype = self._declared[name]
+            garbage = np.random.default_rng(1).integers(0, 255, self._count)
+            vector = self._vectors[name] = (garbage & 1 if dtype.kind == "b" else garbage).astype(dtype)
+        return vector
+
+    def get(self, name: str) -> np.ndarray | None:
+        """A register, or None if there is none of this name."""
+        vector = self._vectors.get(name)
+        return self[name] if vector is None and name in self._declared else vector
+
+    def put(self, name: str, value: np.ndarray, mask: np.ndarray | None) -> None:
+        """Sets a register, of the threads in the mask, to a value of its type: a vector, or one for all."""
+        if mask is not None:
+            np.copyto(self[name], value, where=mask)
+        elif name in self._vectors:
+            self._vectors[name][...] = value
+        else:
+            self._vectors[name] = np.array(np.broadcast_to(value, (self._count,)))
+
+    def dtype(self, name: str) -> np.dtype:
+        """A register's type."""
+        return self._declared[name]
