@@ -113,9 +113,7 @@ def test_cached_attention_in_float16(rng):
     values = np.full((batch, heads, capacity, HEAD), np.nan, np.float16)
     rows = rng.standard_normal((batch, 23, 3 * heads * HEAD), dtype=np.float32)
     for begin, end in ((0, 5), (5, 6), (6, 23)):
-        result = eager.call(
-            cached_attention_float16, rows[:, begin:end], np.full(batch, begin, np.int32), keys, values
-        )
+        result = eager.call(cached_attention_float16, rows[:, begin:end], np.full(batch, begin, np.int32), keys, values)
         cached = pack(rows[:, :end].astype(np.float16).astype(np.float64), heads)
         expected = references.attention(rows[:, begin:end].astype(np.float64), *cached, first_visible=begin + 1)
         np.testing.assert_allclose(result, expected, **FLOAT32_TOLERANCE)
