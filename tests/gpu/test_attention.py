@@ -186,11 +186,12 @@ def test_one_query_moves_little_more_than_its_keys(rng, keys, kernels, name):
 
 
 @pytest.mark.parametrize("name", DTYPES)
-def test_a_step_over_the_cache_moves_little_more_than_it_must(rng, name):
-    """That is, 100 keys and values, the new row, the output, and the new key and value once more, into the cache."""
+@pytest.mark.parametrize("past", [1, 10, 100])
+def test_a_step_over_the_cache_moves_little_more_than_it_must(rng, past, name):
+    """That is, the cached keys and values, the new row, the output, and the new key and value once more, into the cache."""
     rows, (keys, values) = normal(rng, name, 1, 1, 3 * HEAD), normal(rng, name, 2, 1, 1, 448, HEAD)
-    launch = counted(cached_attention, [rows, np.array([100], np.int32), keys, values])
-    assert launch.moved <= 1.1 * (2 * 100 + 3 + 1 + 2) * HEAD * rows.itemsize
+    launch = counted(cached_attention, [rows, np.array([past], np.int32), keys, values])
+    assert launch.moved <= 1.1 * (2 * past + 3 + 1 + 2) * HEAD * rows.itemsize
     assert launch.bank_conflicts == 0
 
 

@@ -79,11 +79,34 @@ def test_moves_what_the_tiling_implies(rng, name, rows, columns, depth):
     assert launch.tensor_core == across * 8 * down * 8 * -(-depth // 64) * 4
 
 
-@pytest.mark.parametrize(("name", "columns", "depth"), [("f16", 384, 384), ("bf16", 64, 1536), ("f32", 64, 384)])
-def test_decoding_reads_the_weight_once(rng, name, columns, depth):
-    launch = counted(ops.linear, arguments(rng, name, 1, columns, depth), gelu=False)
-    size = 4 if name == "f32" else 2
-    assert launch.moved <= 1.10 * size * (columns * depth + depth + 2 * columns)
+# Rows, columns, depth; with 32, 64, 96, 128 and 160 columns a block.
+DECODING = [(1, 384, 384), (2, 384, 384), (5, 384, 384), (8, 384, 384), (16, 384, 384), (16, 1536, 384), (2, 64, 1536)]
+
+
+@pytest.mark.parametrize("name", ["f16", "bf16"])
+@pytest.mark.parametrize("shape", DECODING, ids=lambda s: "x".join(map(str, s)))
+def test_decoding_reads_little_more_than_it_must(rng, name, shape):
+    """The weight once; x once a block, of which there are few enough."""
+    rows, columns, depth = shape
+    launch = counted(ops.linear, arguments(rng, name, *shape), gelu=False)
+    assert launch.moved <= 1.10 * 2 * (columns * depth + rows * depth + columns + rows * columns)
     assert launch.bank_conflicts == 0
-    if name != "f32":
-        assert launch.tensor_core == columns // 16 * depth // 16
+    padded = launch.grid[0] * launch.block[0] // 128 * 32  # whole groups
+    assert launch.tensor_core == padded // 16 * depth // 16 * (2 if rows > 8 else 1)
+
+
+@pytest.mark.parametrize(("shape", "blocks"), [((8, 384, 1536), 12), ((16, 64, 1536), 2)])
+def test_decoding_does_not_wait_for_few_multiprocessors(rng, shape, blocks):
+    """Where wider blocks would have more than 160 KB to read, x is read more often."""
+    launch = counted(ops.linear, arguments(rng, "f16", *shape), gelu=False)
+    assert launch.grid == (blocks, 1, 1)
+    rows, columns, depth = shape
+    assert launch.moved <= 1.01 * 2 * (columns * depth + blocks * rows * depth + columns + rows * columns)
+
+
+@pytest.mark.parametrize(("rows", "most"), [(1, 1.10), (5, 1.15)])
+def test_decoding_in_float32(rng, rows, most):
+    """Registers allow blocks of 32 columns."""
+    launch = counted(ops.linear, arguments(rng, "f32", rows, 384, 384), gelu=False)
+    assert launch.moved <= most * 4 * (384 * 384 + 384 * rows + 384 + 384 * rows)
+    assert launch.bank_conflicts == 0

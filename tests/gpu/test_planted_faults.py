@@ -128,7 +128,7 @@ def one_block(at: Instruction) -> Instruction:
 
 FAULTS = {
     "linear, many rows": [no_barrier, no_wait, swapped_fragments, bound_too_far, narrow_store, one_block],
-    "linear, few rows": [no_barrier, swapped_fragments, bound_too_far, one_block],
+    "linear, few rows": [no_barrier, no_wait, swapped_fragments, bound_too_far, one_block],
     "attention, many queries": [no_barrier, no_wait, swapped_fragments, near_lane, bound_too_far, one_block],
     "attention, one query": [no_barrier, near_lane, bound_too_far, one_block],
     "cached attention": [no_barrier, near_lane, bound_too_far, narrow_store, one_block],

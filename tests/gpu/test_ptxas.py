@@ -37,11 +37,11 @@ class Limits(NamedTuple):
 # (BFLOAT16), with the same limits. Where shared memory decides how many blocks there are (one has 164, 100 or 228 KB for
 # all), registers may be as many as fit.
 LIMITS = {
-    "linear, few rows": {"f32": Limits((168, 168, 168), 9216), "f16": Limits((96, 96, 96), 9216)},
+    "linear, few rows": {"f32": Limits((168, 176, 176), 18432), "f16": Limits((96, 96, 96), 46080)},
     "linear, many rows": {"f32": Limits((168, 255, 168), 49152), "f16": Limits((168, 255, 128), 49152)},
     "convolution": {"f32": Limits((168, 255, 168), 49152), "f16": Limits((168, 255, 128), 49152)},
     "attention, many queries": {"f32": Limits((168, 255, 168), 43008), "f16": Limits((128, 128, 128), 32768)},
-    "attention, one query": {"f32": Limits((80, 80, 80), 2208), "f16": Limits((80, 80, 80), 2208)},
+    "attention, one query": {"f32": Limits((80, 80, 80), 2592), "f16": Limits((80, 80, 80), 2464)},
     "cached attention": {"f32": Limits((168, 255, 168), 43008), "f16": Limits((128, 128, 128), 32768)},
     "heads": {"f32": Limits((32, 32, 32), 0), "f16": Limits((32, 32, 32), 0)},
     "layer norm": {"f32": Limits((48, 48, 48), 4096), "f16": Limits((48, 48, 48), 2048)},

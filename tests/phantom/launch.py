@@ -30,6 +30,8 @@ class Options:
     Attributes:
         check_races: Look for races in shared memory.
         check_block_races: Look for races between blocks in global memory.
+        check_shared: Refuse reads of shared memory that nobody wrote or that lies a little behind the block's. Kernels of
+            others may fetch ahead what they never use.
         count: Count what `Counters` has beside the kernel's name.
         only_block: Run this block alone, to debug it; counted x first.
         only_launch: The launch of an op that `only_block` is about; later ones do not run.
@@ -38,6 +40,7 @@ class Options:
 
     check_races: bool = True
     check_block_races: bool = True
+    check_shared: bool = True
     count: bool = True
     only_block: int | None = None
     only_launch: int = 0
@@ -120,6 +123,7 @@ def launch(
                     variables,
                     counters if options.count else None,
                     options.check_races,
+                    options.check_shared,
                     block_races,
                     options.trace if traced else None,
                 )

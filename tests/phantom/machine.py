@@ -33,6 +33,8 @@ from tests.phantom.types import TYPES, UNSIGNED
 
 WARP = 32
 MOST_STEPS = 20_000_000
+UNCHECKED = 4096
+"""Bytes behind a block's shared memory that may be read where nobody checks."""
 """Stretches of straight code after which a launch is taken for endless."""
 
 
@@ -72,6 +74,7 @@ class Machine:
         global_variables: dict[str, int],
         counters: Counters | None,
         check_races: bool,
+        check_shared: bool = True,
         block_races: BlockRaces | None = None,
         traced: int | None = None,
     ) -> None:
@@ -93,7 +96,7 @@ class Machine:
         self.local_size = -(-max(kernel.space_bytes("local"), 1) // 16) * 16
         self.local = np.full(n * self.local_size, 0xA5, np.uint8)
         self.local_written = np.zeros(n * self.local_size, bool)
-        self._set_up_shared(dynamic_shared, check_races)
+        self._set_up_shared(dynamic_shared, check_races, check_shared)
         self.pc = np.zeros(n, np.int32)
         self.state = np.where(self.thread < self.threads_per_block, State.RUNNING, State.EXITED).astype(np.int8)
         self.barrier_id = np.zeros(n, np.int32)
@@ -117,18 +120,20 @@ class Machine:
             thread, number = thread // threads, number // blocks
         return special
 
-    def _set_up_shared(self, dynamic: int, check_races: bool) -> None:
+    def _set_up_shared(self, dynamic: int, check_races: bool, check_contents: bool) -> None:
         fixed = -(-self.kernel.space_bytes("shared") // 16) * 16
-        size = fixed + -(-dynamic // 16) * 16 + 16
+        size = fixed + -(-dynamic // 16) * 16 + (16 if check_contents else UNCHECKED)
         allowed = np.zeros(size, bool)
         for variable in self.kernel.variables.values():
             if variable.space == "shared":
                 allowed[variable.offset : variable.offset + variable.size] = True
         allowed[fixed : fixed + dynamic] = True
+        allowed |= not check_contents
         self.dynamic_offset = fixed
         sizes = {shared_bytes(at) for at in self.kernel.instructions}
         unit = min(sizes - {0}, default=16)
         self.shared = SharedMemory(self.blocks, size, allowed, self.warp, unit, check_races, self._complain)
+        self.shared.written |= not check_contents
 
     # --- operands ---------------------------------------------------------------------------------------------------
 
@@ -173,7 +178,7 @@ class Machine:
         return np.full(self.count, int(operand, 0) != 0)
 
     def symbol(self, operand: str) -> int | None:
-        """The address of a variable, plus a constant; None if it is none."""
+        """The address of a variable or of a parameter in its space, plus a constant; None if it is none."""
         name, _, offset = operand.partition("+")
         base: int | None = None
         if name in self.kernel.variables:
@@ -181,6 +186,8 @@ class Machine:
             base = self.global_variables[name] if variable.space == "global" else variable.offset
         elif name == self.kernel.dynamic_shared:
             base = self.dynamic_offset
+        else:
+            base = self.kernel.parameter_offsets.get(name)
         return None if base is None else base + int(offset or 0)
 
     def set(self, register: str, value: np.ndarray) -> None:

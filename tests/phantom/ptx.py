@@ -133,6 +133,11 @@ class Kernel:
         """Instructions with a label."""
         return frozenset(self.labels.values())
 
+    @cached_property
+    def parameter_offsets(self) -> dict[str, int]:
+        """Where each parameter lies in the parameter space."""
+        return {parameter.name: parameter.offset for parameter in self.parameters}
+
     def parameter_bytes(self) -> int:
         """Size of the parameter space."""
         return max((p.offset + p.size for p in self.parameters), default=0)

@@ -158,6 +158,11 @@ def test_races_are_not_looked_for_on_request(memory):
     run(memory, ADDRESS + "st.shared.b32 [%r30], %r31; bar.sync 0;" + body, [ONES], threads=64, options=Options(False))
 
 
+def test_what_others_fetch_ahead_is_let_pass_on_request(memory):
+    body = "ld.shared.f32 %f1, [%r30]; ld.shared.f32 %f1, [%r30+1020];"
+    run(memory, ADDRESS + body, [ONES], threads=64, options=Options(check_shared=False))
+
+
 def test_the_place_is_named(memory):
     body = "setp.eq.u32 %p1, %r31, 37; @%p1 st.global.f32 [%d20+256], 0f00000000;"
     with pytest.raises(

@@ -409,3 +409,20 @@ def test_an_unknown_instruction_is_named():
     text = ".version 8.0\n.target sm_90a\n.visible .entry k()\n{\n wgmma.fence.sync.aligned;\n ret;\n}"
     with pytest.raises(UnsupportedError, match="k: instructions not supported: wgmma"):
         load_kernel(text)
+
+
+def test_parameters_are_an_array(memory):
+    """A compiler may take the address of a parameter and choose between several at run time."""
+    a, b = np.arange(4, dtype=U32), np.arange(10, 14, dtype=U32)
+    body = """
+    mov.b32 %r1, a1;
+    and.b32 %r2, %r31, 1;
+    mad.lo.s32 %r1, %r2, -8, %r1;
+    ld.param.b64 %d9, [%r1];
+    ld.global.b32 %r3, [%d9+8];
+    mul.wide.u32 %d19, %r31, 4;
+    add.s64 %d20, %d2, %d19;
+    st.global.b32 [%d20], %r3;
+    """
+    (result,), _ = run(memory, body, [a, b], [np.empty(32, U32)])
+    np.testing.assert_array_equal(result, np.tile([12, 2], 16))

@@ -122,25 +122,37 @@ def split_kernel[
     var matrix = Int32(block_idx.y)
     var batch_row = matrix // heads
     var head = matrix - batch_row * heads
-    var source = find_key_values(batch_row, head, heads, keys, values, capacity, rows, row_stride, added, past, stored)
+    var thread = Int32(thread_idx.x)
+    var column = thread % Int32(lanes) * Int32(width)
+    var query = queries.unsafe_offset(Int(batch_row) * Int(query_stride) + Int(head) * HEAD)
+    var known = stored
+    var q: SIMD[dtype, width]
+    if stored >= 0:
+        q = load_chunk(query, Int(column))
+    else:  # a text has few keys at first: let not every warp read the query and past
+        var shared_query = shared_memory[dtype, HEAD]()
+        var shared_count = shared_memory[DType.int32, 1]()
+        if thread < Int32(lanes):
+            shared_query.unsafe_store[alignment=16](Int(column), load_chunk(query, Int(column)))
+        if thread == 0:
+            shared_count.unsafe_store(0, count_stored(batch_row, capacity, added, past, stored))
+        barrier()
+        q = shared_query.unsafe_load[width=width, alignment=16](Int(column))
+        known = shared_count.unsafe_load(0)
+    var scaled = q.cast[DType.float32]() * EXPONENT
+    var source = find_key_values(batch_row, head, heads, keys, values, capacity, rows, row_stride, added, past, known)
     var first = Int32(block_idx.x) * split
     var end = min(first + split, source.total)
     if first >= end:
         return
-    var thread = Int32(thread_idx.x)
-    var column = thread % Int32(lanes) * Int32(width)
-    var q = (
-        load_chunk(queries, Int(batch_row) * Int(query_stride) + Int(head * Int32(HEAD) + column)).cast[DType.float32]()
-        * EXPONENT
-    )
 
     var found = Softmax[width](LOWEST, 0, 0)
     comptime step = Int32(IN_FLIGHT * groups)
     while first + step <= min(end, source.stored):
-        _attend[groups, guarded=False](found, q, source, first + thread // Int32(lanes), end, column)
+        _attend[groups, guarded=False](found, scaled, source, first + thread // Int32(lanes), end, column)
         first += step
     if first < end:
-        _attend[groups, guarded=True](found, q, source, first + thread // Int32(lanes), end, column)
+        _attend[groups, guarded=True](found, scaled, source, first + thread // Int32(lanes), end, column)
 
     comptime for distance in [8, 16]:
         comptime if distance >= lanes:

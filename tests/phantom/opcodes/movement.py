@@ -69,9 +69,15 @@ def load(machine: Machine, instruction: Instruction) -> None:
                 at = int(offset or 0) + i * size
                 machine.set(target, np.ascontiguousarray(machine.frame(name)[:, at : at + size]).view(dtype)[:, 0])
             return
-        at = next(p.offset for p in machine.kernel.parameters if p.name == name) + int(offset or 0)
+        at = machine.address(instruction.operands[1])
+        if "%" not in instruction.operands[1]:
+            at = at[:1]  # the same in all threads
+        rows = at[:, None] + np.arange(size * len(targets))
+        if rows.max() >= len(machine.parameters) or rows.min() < 0:
+            raise machine.fault("out-of-bounds access of parameters", address=at)
+        data = machine.parameters[rows]
         for i, target in enumerate(targets):
-            machine.set(target, machine.parameters[at + i * size : at + (i + 1) * size].copy().view(dtype))
+            machine.set(target, np.ascontiguousarray(data[:, i * size : (i + 1) * size]).view(dtype)[:, 0])
         return
     threads = np.flatnonzero(machine.active())
     if not len(threads):
