@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := pyproject.toml tests/speech-packages.txt
 
-.PHONY: demo test test-cpu test-gpu bench peers lint format clean
+.PHONY: demo test test-cpu test-gpu bench bench-gpu peers lint format clean
 
 demo: .venv/installed-demo ## Transcribe a real recording that a package brings
 	$(BIN)/python -m max_whisper.demo
@@ -19,6 +19,9 @@ test-gpu: .venv/installed-test ## On the phantom GPU where there is no real one
 
 bench: .venv/installed-test ## Time every kernel against MAX's built-in ops
 	$(BIN)/python -m pytest bench -q --benchmark-enable --benchmark-quiet --report docs/benchmarks.md
+
+bench-gpu: .venv/installed-test ## Count every GPU kernel and MAX's built-in ops on the phantom GPU, or time them on a real one
+	$(BIN)/python -m bench.gpu
 
 peers: .venv/installed-dev .peers/installed ## Compare with other engines, in turns: half an hour
 	$(BIN)/python -m bench.peers .peers

@@ -1,0 +1,150 @@
+"""A model of time, from counts and published rates: no clock was read.
+
+    time of a launch = LAUNCH + max( least bytes / memory,
+                                     the busiest multiprocessor's share of   bytes asked for / 64 bytes a cycle,
+                                                                             tensor-core instructions / their rate,
+                                                                             warp instructions / 4 a cycle )
+
+Blocks are dealt to multiprocessors in rounds: with 109 blocks on 108 the busiest has two. How many instructions a kernel
+takes is counted at small shapes and grows with its tensor-core instructions, or else with its bytes. The terms of the
+maximum are taken to overlap perfectly, launches not to overlap at all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+from bench.gpu import work
+from bench.gpu.peaks import INTAKE, ISSUE, MMA, Gpu
+from bench.gpu.work import HEAD, Launch
+
+LAUNCH = 2.5e-6
+"""Seconds that a launch is assumed to take. As long as kernels take less, a GPU waits for the CPU that launches them."""
+
+STEP = 70e-6
+"""Seconds around a step: 50 us in Python (CONTRIBUTING.md, "Measured facts"), 20 us assumed for the copy of a token."""
+
+SPEECH, TOKENS, WINDOW = 161.5, 544, 30.0
+"""The original project's recording, seconds; tokens in it, timestamps included, at the rate of tests/golden's long.flac
+(554 in 164.6 s); the encoder's window."""
+
+VOCABULARY, MELS, FRAMES, AUDIO = 51864, 80, 3000, 1500
+
+SIZES = {"tiny": (384, 4), "base": (512, 6), "small": (768, 12), "medium": (1024, 24), "large": (1280, 32)}
+"""Width and layers, of encoder and decoder each."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a launch takes.
+
+    Attributes:
+        seconds: Launch included.
+        bound: What it waits for.
+    """
+
+    seconds: float
+    bound: str
+
+
+def estimate(launch: Launch, gpu: Gpu, instructions: Mapping[str, float]) -> Estimate:
+    """Models one launch.
+
+    Args:
+        launch: What it does.
+        gpu: Where.
+        instructions: Warp instructions per unit of each kernel, see `Launch.units`.
+    """
+    busiest = ceil(launch.blocks / gpu.multiprocessors) / launch.blocks
+    per_cycle = gpu.tensor / gpu.multiprocessors / gpu.clock
+    issued = instructions.get(launch.kernel, 0) * launch.units
+    terms = {
+        "memory": launch.least / gpu.memory,
+        "intake": busiest * launch.moved / INTAKE / gpu.clock,
+        "tensor cores": busiest * launch.mma * MMA / per_cycle / gpu.clock,
+        "issue": busiest * issued / ISSUE / gpu.clock,
+    }
+    bound = max(terms, key=lambda name: terms[name])
+    return Estimate(LAUNCH + terms[bound], bound if terms[bound] > LAUNCH else "launch")
+
+
+def encoder(batch: int, width: int, layers: int) -> list[Launch]:
+    """Log-mel, encoder, and the keys and values of the audio for the decoder: once per window."""
+    rows, heads = batch * AUDIO, width // HEAD
+    mel = batch * MELS * FRAMES
+    launches = [*work.log_mel(batch, FRAMES, MELS), Launch("permutation", ceil(mel / 2048), 6 * mel, 6 * mel)]
+    launches += work.conv1d(batch, FRAMES, MELS, width, stride=1, positions=False)
+    launches += work.conv1d(batch, FRAMES, width, width, stride=2, positions=True)
+    for _ in range(layers):
+        launches += work.layer_norm(rows, width) + work.linear(rows, 3 * width, width)
+        launches += work.self_attention(batch, heads, AUDIO) + work.linear(rows, width, width)
+        launches += work.layer_norm(rows, width, add=True) + work.linear(rows, 4 * width, width)
+        launches += work.linear(rows, width, 4 * width, residual=True)
+    launches += work.layer_norm(rows, width)
+    for _ in range(layers):
+        launches += work.linear(rows, 2 * width, width) + work.pack_heads(batch, heads, AUDIO)
+    return launches
+
+
+def decoder(batch: int, width: int, layers: int, past: int, length: int = 1) -> list[Launch]:
+    """A step (length 1) or a prompt of the decoder, with the pick."""
+    rows, heads = batch * length, width // HEAD
+    launches = work.embed(rows, width)
+    for _ in range(layers):
+        launches += work.layer_norm(rows, width) + work.linear(rows, 3 * width, width)
+        if length == 1:
+            launches += work.cached_attention(batch, heads, past)
+            cross = work.cross_attention(batch, heads, AUDIO)
+        else:
+            launches += work.self_attention(batch, heads, length, keys=past + length)
+            cross = work.self_attention(batch, heads, length, keys=AUDIO)
+        launches += work.linear(rows, width, width) + work.layer_norm(rows, width, add=True)
+        launches += work.linear(rows, width, width) + cross + work.linear(rows, width, width)
+        launches += work.layer_norm(rows, width, add=True) + work.linear(rows, 4 * width, width)
+        launches += work.linear(rows, width, 4 * width, residual=True)
+    unasked = Launch("no-speech, not asked for", ceil(VOCABULARY / 256), 0, 0)
+    return launches + work.layer_norm(rows, width) + [unasked, unasked] + work.greedy(batch, width, VOCABULARY)
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """What the recording takes.
+
+    Attributes:
+        encoder: Seconds in all windows' log-mel, encoder, and keys and values.
+        decoder: Seconds in all steps.
+        host: Seconds around the steps.
+        launches: Of kernels.
+    """
+
+    encoder: float
+    decoder: float
+    host: float
+    launches: int
+
+    @property
+    def seconds(self) -> float:
+        """All of them."""
+        return self.encoder + self.decoder + self.host
+
+    @property
+    def factor(self) -> float:
+        """Seconds of speech in one second."""
+        return SPEECH / self.seconds
+
+
+def transcribe(gpu: Gpu, size: str, batch: int, instructions: Mapping[str, float]) -> Transcription:
+    """Models the recording: window by window, each with the text before as its prompt, or `batch` windows at a time."""
+    width, layers = SIZES[size]
+    windows = ceil(SPEECH / WINDOW)
+    rounds, together = ceil(windows / batch), min(batch, windows)
+    steps = round(TOKENS / windows)
+    prompt = steps + 4 if batch == 1 else 3
+    heard = encoder(together, width, layers)
+    said = decoder(together, width, layers, 0, prompt)
+    for step in range(steps):
+        said += decoder(together, width, layers, prompt + step)
+    encoding, decoding = (
+        rounds * sum(estimate(launch, gpu, instructions).seconds for launch in part) for part in (heard, said)
+    )
+    return Transcription(encoding, decoding, rounds * (steps + 1) * STEP, rounds * (len(heard) + len(said)))
