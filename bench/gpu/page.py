@@ -10,7 +10,9 @@ from bench.gpu.cases import AUDIO, HEADS, MELS, PAST, ROWS, STATE, TEXT, VOCABUL
 from bench.gpu.peaks import GPUS, INTAKE
 from bench.gpu.run import Result
 
-UNCOUNTED = "Not counted yet: this page was written with `--model`, without a run. The times below leave out instructions."
+UNCOUNTED = (
+    "Not counted yet: this page was written with `--model`, without a run. The times below leave out instructions."
+)
 
 BEGIN, END = "<!-- written by python -m bench.gpu -->", "<!-- up to here -->"
 
