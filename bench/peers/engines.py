@@ -1,7 +1,7 @@
 """Every engine behind the same three calls, each through its own public interface and with its best settings.
 
-Greedy, temperature 0, timestamps on; the window's audio is the first 30 s of `samples`. An engine is loaded where its
-class is instantiated, in a process of its own (`engine.py`), and imports nothing of the others.
+Greedy, temperature 0, timestamps on, the language given; the window's audio is the first 30 s of `samples`. An engine is
+loaded where its class is instantiated, in a process of its own (`engine.py`), and imports nothing of the others.
 """
 
 from pathlib import Path
@@ -41,7 +41,7 @@ class MaxWhisper:
             picked = decoder.forward(picked.tokens[:, None], self._rules)
 
     def transcribe(self, samples: np.ndarray) -> str:
-        return self._model.transcribe(samples, **self._options)["text"]
+        return self._model.transcribe(samples, language="en", **self._options)["text"]
 
 
 class OpenAIWhisper:
@@ -70,7 +70,7 @@ class OpenAIWhisper:
         self._model.decode(self._features, options)
 
     def transcribe(self, samples: np.ndarray) -> str:
-        return self._model.transcribe(samples, temperature=0.0, fp16=False)["text"]
+        return self._model.transcribe(samples, language="en", temperature=0.0, fp16=False)["text"]
 
 
 class FasterWhisper:
@@ -103,7 +103,7 @@ class FasterWhisper:
         )
 
     def transcribe(self, samples: np.ndarray) -> str:
-        options: dict[str, Any] = {"beam_size": 1, "temperature": 0.0}
+        options: dict[str, Any] = {"language": "en", "beam_size": 1, "temperature": 0.0}
         if self._batch:
             segments, _ = self._batched.transcribe(samples, batch_size=self._batch, **options)
         else:
@@ -148,7 +148,6 @@ class WhisperCpp:
 
         self._low, self._window = _pywhispercpp, _window(samples)
         self._model = Model(str(folder / "ggml.bin"), n_threads=2, print_progress=False, print_realtime=False)
-        self._language = "" if folder.name.endswith(".en") else "auto"
 
     def encode(self) -> None:
         if self._window is not None:
@@ -157,8 +156,7 @@ class WhisperCpp:
         self._low.whisper_encode(self._model._ctx, 0, 2)
 
     def transcribe(self, samples: np.ndarray) -> str:
-        options = {"temperature_inc": 0.0, "greedy": {"best_of": 1}}
-        options |= {"language": self._language} if self._language else {}
+        options = {"language": "en", "temperature_inc": 0.0, "greedy": {"best_of": 1}}
         return "".join(segment.text for segment in self._model.transcribe(samples, **options))
 
 

@@ -204,7 +204,7 @@ def start(variant: Variant, peers: Path, model: str, recordings: Recordings) -> 
     """
     if variant.engine == "MaxWhisper":
         words = [sys.executable, "-m", "max_whisper", "transcribe", str(recordings.short), "--model", model]
-        words += ["--dtype", variant.settings["dtype"]]
+        words += ["--language", "en", "--dtype", variant.settings["dtype"]]
     else:
         words = [*command(variant, peers, model, recordings.short_samples), "--once"]
     began = perf_counter()

@@ -56,7 +56,7 @@ class Whisper:
         dims: The model's sizes.
         vocabulary: Its tokens.
         device: Where it computes: "cpu" or "gpu".
-        dtype: Element type of the weights, on a GPU also of states and caches; on a CPU states are float32, as are all sums.
+        dtype: Element type of the weights, on a GPU also of states and caches. Sums are float32, and states on a CPU.
     """
 
     def __init__(
