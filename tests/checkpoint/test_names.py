@@ -121,7 +121,8 @@ def test_a_vocabulary_of_another_model(tmp_path: Path, small: Tensors, tokens: l
     refused(lambda: load_checkpoint(folder), "n_vocab is 51000: expected one of 51864, 51865, 51866")
 
 
-def test_unknown_names(tmp_path: Path) -> None:
+def test_unknown_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # beside the repository there may be anything
     for name in ("huge", "tiny.de", "", "/no/such/folder", "a/b/c", "../x", str(tmp_path / "model.bin")):
         message = refused(lambda name=name: load_checkpoint(name), "expected one of tiny.en, ", UnknownModelError)
         assert repr(name) in message
