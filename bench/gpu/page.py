@@ -194,7 +194,7 @@ def _readme(results: Sequence[Result]) -> str:
 
 
 def _comparison(results: Sequence[Result]) -> str:
-    return f"""In one run, on the same numbers; the results agree.
+    return f"""In one run, on the same numbers; where both legs have counts, their results agree.
 
 bfloat16, in which MAX 26.7 has a kernel of its own on sm_80 for every
 one of these products (float16 it multiplies with cuBLAS). Sizes are tiny.en's: {STATE} columns, {HEADS} heads, {MELS}

@@ -75,28 +75,28 @@ class Result:
 
 
 def compare(case: Case, ours: Prepared, builtin: Prepared, phantom: Driver) -> Result:
-    """Counts both legs, and makes sure that they computed the same.
+    """Counts both legs, and looks whether they computed the same: ours is held against float64 by the tests of `tests/gpu`,
+    so where the results differ the built-in leg does not count.
 
     Raises:
         RuntimeError: Our leg has a fault.
-        AssertionError: The legs' results differ.
     """
     results, launches = count(ours, phantom)
     try:
         theirs, their_launches = count(builtin, phantom)
     except RuntimeError as error:
         return Result(case, launches, str(error))
-    for mine, other in zip(results, theirs, strict=True):
-        _check_alike(case, mine, other)
+    if not all(map(_are_alike, results, theirs)):
+        return Result(case, launches, "its result is not ours, which is tested against float64")
     return Result(case, launches, their_launches)
 
 
-def _check_alike(case: Case, ours: np.ndarray, builtin: np.ndarray) -> None:
+def _are_alike(ours: np.ndarray, builtin: np.ndarray) -> bool:
     a, b = (_widen(array).squeeze() for array in (ours, builtin))
     if a.shape != b.shape:
         b = b.swapaxes(0, 1)  # keys lie (S, H, 64) for MAX
     # Roundings to 8 bits, in MAX's graphs several; its float32 products have TF32's 11.
-    np.testing.assert_allclose(a, b.reshape(a.shape), rtol=2**-5, atol=2**-5 * np.abs(a).max(), err_msg=case.name)
+    return np.allclose(a, b.reshape(a.shape), rtol=2**-5, atol=2**-5 * np.abs(a).max())
 
 
 def _widen(array: np.ndarray) -> np.ndarray:
