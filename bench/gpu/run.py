@@ -86,7 +86,7 @@ def compare(case: Case, ours: Prepared, builtin: Prepared, phantom: Driver) -> R
         theirs, their_launches = count(builtin, phantom)
     except RuntimeError as error:
         return Result(case, launches, str(error))
-    if not all(map(_are_alike, results, theirs)):
+    if not all(_are_alike(mine, other) for mine, other in zip(results, theirs, strict=True)):
         return Result(case, launches, "its result is not ours, which is tested against float64")
     return Result(case, launches, their_launches)
 

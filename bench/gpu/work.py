@@ -8,6 +8,7 @@ from math import ceil
 
 HEAD = 64
 ELEMENT = 2
+MOST_BYTES, ENOUGH_BLOCKS = 160 << 10, 24  # of `kernels/gpu/few_rows.mojo`
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,18 @@ class Launch:
         return self.mma or self.moved
 
 
-def groups(rows: int, columns: int, depth: int, *, most_bytes: int = 160 << 10) -> int:
+def groups(rows: int, columns: int, depth: int, *, most_bytes: int = MOST_BYTES) -> int:
     """Groups of 32 columns in a block of the linear layer with few rows: `choose_groups` in `kernels/gpu/few_rows.mojo`."""
     for number in range(1, 5):
         blocks = ceil(columns / (32 * number))
         wider = (32 * (number + 1) + rows) * depth * ELEMENT
-        if 10 * rows * (blocks - 1) <= columns + rows or wider > max(most_bytes, columns * depth * ELEMENT // 24):
+        enough = max(most_bytes, columns * depth * ELEMENT // ENOUGH_BLOCKS)
+        if 10 * rows * (blocks - 1) <= columns + rows or wider > enough:
             return number
     return 5
 
 
-def linear(rows: int, columns: int, depth: int, *, residual: bool = False, most_bytes: int = 160 << 10) -> list[Launch]:
+def linear(rows: int, columns: int, depth: int, *, residual: bool = False, most_bytes: int = MOST_BYTES) -> list[Launch]:
     """rows x depth -> columns."""
     ends = columns + rows * columns * (1 + residual)
     least = ELEMENT * (columns * depth + rows * depth + ends)
