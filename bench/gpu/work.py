@@ -46,7 +46,9 @@ def groups(rows: int, columns: int, depth: int, *, most_bytes: int = MOST_BYTES)
     return 5
 
 
-def linear(rows: int, columns: int, depth: int, *, residual: bool = False, most_bytes: int = MOST_BYTES) -> list[Launch]:
+def linear(
+    rows: int, columns: int, depth: int, *, residual: bool = False, most_bytes: int = MOST_BYTES
+) -> list[Launch]:
     """rows x depth -> columns."""
     ends = columns + rows * columns * (1 + residual)
     least = ELEMENT * (columns * depth + rows * depth + ends)
