@@ -14,6 +14,9 @@ STATES = {"tiny": 384, "base": 512, "small": 768, "medium": 1024, "large": 1280}
 WEIGHTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "i8"}
 """Dtypes of packed weights, and what they are called in signatures. The built-in leg is in float32 throughout."""
 
+VOCABULARIES = {"float32": "f32", "float16": "f16"}
+"""Those of them that a vocabulary can have."""
+
 AUDIO_CONTEXT = 1500
 """Rows of the encoder."""
 

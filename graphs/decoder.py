@@ -56,8 +56,13 @@ def decoder_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) 
             cache, cross = (keys.buffer, values.buffer), (cross_keys.tensor, cross_values.tensor)
             x = decoder_block(x, past, cache, cross, w.at(f"blocks.{layer}"))
         states = layer_norm(x, w.at("ln"))
-        silence = ops.token_probability(states, no_speech_at, vocabulary, n_vocab=dims.n_vocab, token=dims.no_speech)
-        token, log_prob = ops.greedy(states, last, vocabulary, mask, rules, timestamp_begin=dims.timestamp_begin)
+        screen = [w[f"token_embedding.{part}"] for part in ("rotation", "screen")] if device.is_cpu() else []
+        silence = ops.token_probability(
+            states, no_speech_at, vocabulary, *screen, n_vocab=dims.n_vocab, token=dims.no_speech
+        )
+        token, log_prob = ops.greedy(
+            states, last, vocabulary, mask, rules, *screen, timestamp_begin=dims.timestamp_begin
+        )
         graph.output(token, log_prob, silence, states)
 
 

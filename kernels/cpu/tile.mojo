@@ -1,7 +1,6 @@
 """The register tile: the one place where CPUs differ.
 
-Every matrix product of the package (linear layers, convolutions as matrices, both products of attention, the
-vocabulary) is cut into tiles of `rows x (panels * PANEL)` float32 sums that stay in registers while k runs:
+Every matrix product of the package (linear layers, convolutions as matrices, both products of attention) is cut into tiles of `rows x (panels * PANEL)` float32 sums that stay in registers while k runs:
 
               PANEL = 16 columns            b: a panel; each of its rows holds 16 columns
              +------------------+              of G neighbouring k: G = 1 in float32 and
@@ -69,17 +68,6 @@ def panel_scales[dtype: DType, //](panel: Data[dtype]) -> Data[DType.float32]:
     return panel.unsafe_bitcast[Float32]()
 
 
-@always_inline
-def panel_element[dtype: DType, //](panel: Data[dtype], k: Int, column: Int) -> Float32:
-    """Element (k, column) of a panel."""
-    comptime G = group[dtype]
-    var place = (scale_rows[dtype] + k // G) * row_size[dtype] + column * G + k % G
-    var value = panel[unsafe_offset=place].cast[DType.float32]()
-    comptime if scale_rows[dtype] > 0:
-        return value * panel_scales(panel)[unsafe_offset=column]
-    return value
-
-
 comptime _Row[dtype: DType] = SIMD[dtype if group[dtype] == 1 else DType.int32, WIDTH]
 """What a register of b holds: WIDTH columns, G values of k in each."""
 
@@ -117,6 +105,16 @@ def _widen_half(x: SIMD[DType.float16, WIDTH]) -> SIMD[DType.float32, WIDTH]:
         return bitcast[DType.float32, WIDTH](bitcast[DType.uint32, WIDTH](magnitude) | (bits & 0x8000) << 16)
     else:
         return x.cast[DType.float32]()
+
+
+@always_inline
+def widened[dtype: DType, //](x: Data[dtype], at: Int) -> SIMD[DType.float32, WIDTH]:
+    """WIDTH neighbouring numbers as float32."""
+    var values = x.unsafe_load[width=WIDTH](at)
+    comptime if dtype == DType.float16:
+        return _widen_half(rebind[SIMD[DType.float16, WIDTH]](values))
+    else:
+        return values.cast[DType.float32]()
 
 
 def widen_panel[dtype: DType, //](panel: Data[dtype], depth: Int, output: Data[DType.float32]):

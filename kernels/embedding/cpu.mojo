@@ -2,27 +2,16 @@
 
     x[b, t, k] = E[tokens[b, t], k] + P[past[b] + t, k]
 
-Shapes: tokens (B, T), past (B) the tokens that row b has in its cache already, P (n_ctx, D), x (B, T, D). E is the
-vocabulary matrix (V, D) as the logits read it, packed in panels of 16 tokens, so that it exists once:
+Shapes: tokens (B, T), past (B) the tokens that row b has in its cache already, E (V, D), P (n_ctx, D), x (B, T, D).
 
-    panel v // 16      16 tokens side by side
-                     +------------------+
-                  k  | . . . v . . . .  |  one cache line, of which G values are ours (G = 1 in float32, 4 in int8)
-                     +------------------+
-
-A token's embedding is a column of its panel: D / G cache lines instead of the D / 16 of a row of its own. That costs a
-decoding step a microsecond or two; a second copy of E would cost 80 to 265 MB.
-
-Cost: B*T*D additions; B*T*D/G cache lines of E, (1 + 1)*B*T*D elements of P and x.
+Cost: B*T*D additions; 3*B*T*D elements moved.
 """
 
 from std.sys import size_of
 
 from ..cpu.threads import grain, share
-from ..cpu.tile import PANEL, panel_element, panel_rows, row_size
+from ..cpu.tile import WIDTH, widened
 from ..data import Data
-
-comptime CACHE_LINE = 64
 
 
 def embed[
@@ -43,7 +32,7 @@ def embed[
         output: `batch x length x depth`.
         tokens: `batch x length`.
         past: `batch`, the position of each row's first token.
-        vocabulary: Packed panels, `depth` deep.
+        vocabulary: Rows of `depth`.
         positions: Rows of `depth`.
         batch: B.
         length: T.
@@ -53,12 +42,14 @@ def embed[
     @always_inline
     def some_tokens(begin: Int, end: Int) {imm}:
         for i in range(begin, end):
-            var panel, column = divmod(Int(tokens[unsafe_offset=i]), PANEL)
-            var embedding = vocabulary.unsafe_offset(panel * panel_rows[weight_type](depth) * row_size[weight_type])
+            var embedding = vocabulary.unsafe_offset(Int(tokens[unsafe_offset=i]) * depth)
             var position = positions.unsafe_offset((Int(past[unsafe_offset=i // length]) + i % length) * depth)
             var x = output.unsafe_offset(i * depth)
-            for k in range(depth):
+            var whole = depth // WIDTH * WIDTH
+            for k in range(0, whole, WIDTH):
+                x.unsafe_store(k, (widened(embedding, k) + widened(position, k)).cast[dtype]())
+            for k in range(whole, depth):
                 var p = position[unsafe_offset=k].cast[DType.float32]()
-                x[unsafe_offset=k] = (panel_element(embedding, k, column) + p).cast[dtype]()
+                x[unsafe_offset=k] = (embedding[unsafe_offset=k].cast[DType.float32]() + p).cast[dtype]()
 
-    share(some_tokens, batch * length, grain(depth * (CACHE_LINE + 2 * size_of[dtype]())))
+    share(some_tokens, batch * length, grain(depth * (size_of[weight_type]() + 2 * size_of[dtype]())))

@@ -15,18 +15,17 @@ from .weights import require_aligned, require_countable
 struct Embed:
     """Computes E[tokens[b, t]] + P[past[b] + t]: tokens (B, T), past (B), E (V, D), P (n_ctx, D) -> (B, T, D).
 
-    E is packed on CPUs, plain on GPUs. There the host cannot see tokens and past: what is out of range is taken for the
-    nearest in range.
+    On GPUs the host cannot see tokens and past: what is out of range is taken for the nearest in range.
     """
 
     @staticmethod
     def execute[
-        dtype: DType, weight_type: DType, weight_rank: Int, //, target: StaticString, n_vocab: Int
+        dtype: DType, weight_type: DType, //, target: StaticString, n_vocab: Int
     ](
         output: OutputTensor[dtype=dtype, rank=3, ...],
         tokens: InputTensor[dtype=DType.int32, rank=2, ...],
         past: InputTensor[dtype=DType.int32, rank=1, ...],
-        vocabulary: InputTensor[dtype=weight_type, rank=weight_rank, ...],
+        vocabulary: InputTensor[dtype=weight_type, rank=2, ...],
         positions: InputTensor[dtype=dtype, rank=2, ...],
         ctx: DeviceContext,
     ) raises:

@@ -1,21 +1,27 @@
-"""The ops that read the vocabulary: the greedy pick, the probability of one token, all logits."""
+"""The ops that read the vocabulary: the greedy pick, the probability of one token, all logits.
+
+A CPU looks at the vocabulary's screen first, a GPU reads it whole: the pick and the probability are an op for either.
+"""
 
 import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
+from std.math import ceildiv
 
+from ..cpu.tile import PANEL
 from ..data import Data, data, require, require_between, require_contiguous, require_size
 from ..greedy.cpu import greedy, logits, token_probability
 from ..greedy.gpu.launch import MAX_DEPTH, VocabularyOnGPU
+from ..greedy.screen import GROUP, ROW_BYTES, screen_rows
 from .weights import require_aligned, require_chunks, require_matrix, require_packed
 
 
-@extensibility.register("whisper_greedy")
-struct Greedy:
+@extensibility.register("whisper_screened_greedy")
+struct ScreenedGreedy:
     """Picks each row's most probable token among those that its rules allow, and the log of its probability among them.
 
-    hidden (B, T, D), at (B) the position of each row that counts, packed vocabulary, suppress_mask (V),
-    rules (B, 4) -> tokens (B), log probabilities (B). A row of rules is:
+    hidden (B, T, D), at (B) the position of each row that counts, vocabulary (V, D), suppress_mask (V), rules (B, 4),
+    rotation and screen of the vocabulary -> tokens (B), log probabilities (B). On a CPU. A row of rules is:
 
         suppress_bits     no token v where suppress_mask[v] & suppress_bits != 0; 128 stands for the rule below instead
         text_begin        of the tokens in front of timestamp_begin only those from here on
@@ -23,105 +29,151 @@ struct Greedy:
         timestamps_to     ... and in front of here
 
     The rule of bit 128: if the timestamps together are more probable than any text token, no text token is allowed.
-
-    On a GPU the host cannot see `at` and the rules. There a row whose rules leave no token, or whose logits are not finite,
-    has a log probability of NaN, where a CPU raises.
     """
 
     @staticmethod
     def execute[
-        dtype: DType, weight_type: DType, weight_rank: Int, //, target: StaticString, timestamp_begin: Int
+        dtype: DType, weight_type: DType, //, target: StaticString, timestamp_begin: Int
     ](
         picked: OutputTensor[dtype=DType.int32, rank=1, ...],
         log_probs: OutputTensor[dtype=DType.float32, rank=1, ...],
         hidden: InputTensor[dtype=dtype, rank=3, ...],
         at: InputTensor[dtype=DType.int32, rank=1, ...],
-        vocabulary: InputTensor[dtype=weight_type, rank=weight_rank, ...],
+        vocabulary: InputTensor[dtype=weight_type, rank=2, ...],
+        suppress_mask: InputTensor[dtype=DType.uint8, rank=1, ...],
+        rules: InputTensor[dtype=DType.int32, rank=2, ...],
+        rotation: InputTensor[dtype=DType.float16, rank=3, ...],
+        screen: InputTensor[dtype=DType.int8, rank=3, ...],
+    ) raises:
+        comptime assert target == "cpu", "a screen is for CPUs"
+        var tokens = suppress_mask.dim_size(0)
+        _check_rows[target](hidden, at, vocabulary, tokens, 0, "greedy")
+        _check_rules[timestamp_begin](picked, log_probs, hidden, suppress_mask, rules)
+        var groups = _screen_groups(rotation, screen, tokens, hidden.dim_size(2), "greedy")
+        for b in range(hidden.dim_size(0)):
+            require_between(Int(rules[b, 0]), 0, 255, "greedy", "rules", b, 0)
+        greedy(
+            data(picked),
+            data(log_probs),
+            data(hidden),
+            data(at),
+            data(vocabulary),
+            data(rotation),
+            data(screen),
+            groups,
+            data(suppress_mask),
+            data(rules),
+            hidden.dim_size(0),
+            hidden.dim_size(1),
+            hidden.dim_size(2),
+            tokens,
+            timestamp_begin,
+        )
+
+
+@extensibility.register("whisper_greedy")
+struct Greedy:
+    """Picks as `whisper_screened_greedy`, of the whole vocabulary, on a GPU.
+
+    Its host cannot see `at` and the rules. A row whose rules leave no token, or whose logits are not finite, has a log
+    probability of NaN, where a CPU raises.
+    """
+
+    @staticmethod
+    def execute[
+        dtype: DType, //, target: StaticString, timestamp_begin: Int
+    ](
+        picked: OutputTensor[dtype=DType.int32, rank=1, ...],
+        log_probs: OutputTensor[dtype=DType.float32, rank=1, ...],
+        hidden: InputTensor[dtype=dtype, rank=3, ...],
+        at: InputTensor[dtype=DType.int32, rank=1, ...],
+        vocabulary: InputTensor[dtype=dtype, rank=2, ...],
         suppress_mask: InputTensor[dtype=DType.uint8, rank=1, ...],
         rules: InputTensor[dtype=DType.int32, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
-        comptime assert timestamp_begin >= 0, "timestamp_begin must not be negative"
-        var batch = hidden.dim_size(0)
+        comptime assert target != "cpu", "a CPU picks with whisper_screened_greedy"
         var tokens = suppress_mask.dim_size(0)
         _check_rows[target](hidden, at, vocabulary, tokens, 0, "greedy")
-        require_size(rules.dim_size(0), batch, "greedy", "B of the rules")
-        require_size(rules.dim_size(1), 4, "greedy", "the number of rules")
-        require_size(picked.dim_size(0), batch, "greedy", "B of the tokens")
-        require_size(log_probs.dim_size(0), batch, "greedy", "B of the log probabilities")
-        require_contiguous(suppress_mask, "greedy", "suppress_mask")
-        require_contiguous(rules, "greedy", "rules")
-        comptime if target == "cpu":
-            for b in range(batch):
-                require_between(Int(rules[b, 0]), 0, 255, "greedy", "rules", b, 0)
-            greedy(
-                data(picked),
-                data(log_probs),
-                data(hidden),
-                data(at),
-                data(vocabulary),
-                data(suppress_mask),
-                data(rules),
-                batch,
-                hidden.dim_size(1),
-                hidden.dim_size(2),
-                tokens,
-                timestamp_begin,
-            )
-        else:
-            if batch > 0:
-                require_aligned(data(rules), "greedy", "rules")
-            _on_gpu(hidden, at, vocabulary, tokens).enqueue_pick(
-                data(picked), data(log_probs), data(suppress_mask), data(rules), timestamp_begin, ctx
-            )
+        _check_rules[timestamp_begin](picked, log_probs, hidden, suppress_mask, rules)
+        if hidden.dim_size(0) > 0:
+            require_aligned(data(rules), "greedy", "rules")
+        _on_gpu(hidden, at, vocabulary, tokens).enqueue_pick(
+            data(picked), data(log_probs), data(suppress_mask), data(rules), timestamp_begin, ctx
+        )
 
 
-@extensibility.register("whisper_token_probability")
-struct TokenProbability:
-    """Computes the probability of one token among all V, without rules: hidden (B, T, D), at (B) the position of each
-    row that counts or -1 for none, packed vocabulary -> (B), NaN where there is none."""
+@extensibility.register("whisper_screened_token_probability")
+struct ScreenedTokenProbability:
+    """Computes the probability of one token among all V, without rules, on a CPU: hidden (B, T, D), at (B) the position
+    of each row that counts or -1 for none, vocabulary (V, D), its rotation and screen -> (B), NaN where there is none.
+    """
 
     @staticmethod
     def execute[
-        dtype: DType, weight_type: DType, weight_rank: Int, //, target: StaticString, n_vocab: Int, token: Int
+        dtype: DType, weight_type: DType, //, target: StaticString, n_vocab: Int, token: Int
     ](
         output: OutputTensor[dtype=DType.float32, rank=1, ...],
         hidden: InputTensor[dtype=dtype, rank=3, ...],
         at: InputTensor[dtype=DType.int32, rank=1, ...],
-        vocabulary: InputTensor[dtype=weight_type, rank=weight_rank, ...],
-        ctx: DeviceContext,
+        vocabulary: InputTensor[dtype=weight_type, rank=2, ...],
+        rotation: InputTensor[dtype=DType.float16, rank=3, ...],
+        screen: InputTensor[dtype=DType.int8, rank=3, ...],
     ) raises:
+        comptime assert target == "cpu", "a screen is for CPUs"
         comptime assert 0 <= token < n_vocab, "the token must be in the vocabulary"
         _check_rows[target](hidden, at, vocabulary, n_vocab, -1, "token_probability")
         require_size(output.dim_size(0), hidden.dim_size(0), "token_probability", "B of the output")
-        comptime if target == "cpu":
-            token_probability(
-                data(output),
-                data(hidden),
-                data(at),
-                data(vocabulary),
-                hidden.dim_size(0),
-                hidden.dim_size(1),
-                hidden.dim_size(2),
-                n_vocab,
-                token,
-            )
-        else:
-            _on_gpu(hidden, at, vocabulary, n_vocab).enqueue_probability(data(output), token, ctx)
+        var groups = _screen_groups(rotation, screen, n_vocab, hidden.dim_size(2), "token_probability")
+        token_probability(
+            data(output),
+            data(hidden),
+            data(at),
+            data(vocabulary),
+            data(rotation),
+            data(screen),
+            groups,
+            hidden.dim_size(0),
+            hidden.dim_size(1),
+            hidden.dim_size(2),
+            n_vocab,
+            token,
+        )
+
+
+@extensibility.register("whisper_token_probability")
+struct TokenProbability:
+    """Computes as `whisper_screened_token_probability`, from the whole vocabulary, on a GPU."""
+
+    @staticmethod
+    def execute[
+        dtype: DType, //, target: StaticString, n_vocab: Int, token: Int
+    ](
+        output: OutputTensor[dtype=DType.float32, rank=1, ...],
+        hidden: InputTensor[dtype=dtype, rank=3, ...],
+        at: InputTensor[dtype=DType.int32, rank=1, ...],
+        vocabulary: InputTensor[dtype=dtype, rank=2, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime assert target != "cpu", "a CPU computes it with whisper_screened_token_probability"
+        comptime assert 0 <= token < n_vocab, "the token must be in the vocabulary"
+        _check_rows[target](hidden, at, vocabulary, n_vocab, -1, "token_probability")
+        require_size(output.dim_size(0), hidden.dim_size(0), "token_probability", "B of the output")
+        _on_gpu(hidden, at, vocabulary, n_vocab).enqueue_probability(data(output), token, ctx)
 
 
 @extensibility.register("whisper_logits")
 struct Logits:
-    """Computes the logits of all V tokens: hidden (B, T, D), at (B), packed vocabulary -> (B, V)."""
+    """Computes the logits of all V tokens: hidden (B, T, D), at (B), vocabulary (V, D) -> (B, V)."""
 
     @staticmethod
     def execute[
-        dtype: DType, weight_type: DType, weight_rank: Int, //, target: StaticString
+        dtype: DType, weight_type: DType, //, target: StaticString
     ](
         output: OutputTensor[dtype=DType.float32, rank=2, ...],
         hidden: InputTensor[dtype=dtype, rank=3, ...],
         at: InputTensor[dtype=DType.int32, rank=1, ...],
-        vocabulary: InputTensor[dtype=weight_type, rank=weight_rank, ...],
+        vocabulary: InputTensor[dtype=weight_type, rank=2, ...],
         ctx: DeviceContext,
     ) raises:
         _check_rows[target](hidden, at, vocabulary, output.dim_size(1), 0, "logits")
@@ -186,11 +238,56 @@ def _check_rows[
             require_aligned(data(hidden), op, "hidden")
 
 
+def _check_rules[
+    timestamp_begin: Int
+](
+    picked: OutputTensor[dtype=DType.int32, rank=1, ...],
+    log_probs: OutputTensor[dtype=DType.float32, rank=1, ...],
+    hidden: InputTensor,
+    suppress_mask: InputTensor[dtype=DType.uint8, rank=1, ...],
+    rules: InputTensor[dtype=DType.int32, rank=2, ...],
+) raises:
+    comptime assert timestamp_begin >= 0, "timestamp_begin must not be negative"
+    var batch = hidden.dim_size(0)
+    require_size(rules.dim_size(0), batch, "greedy", "B of the rules")
+    require_size(rules.dim_size(1), 4, "greedy", "the number of rules")
+    require_size(picked.dim_size(0), batch, "greedy", "B of the tokens")
+    require_size(log_probs.dim_size(0), batch, "greedy", "B of the log probabilities")
+    require_contiguous(suppress_mask, "greedy", "suppress_mask")
+    require_contiguous(rules, "greedy", "rules")
+
+
+def _screen_groups(
+    rotation: InputTensor[dtype=DType.float16, rank=3, ...],
+    screen: InputTensor[dtype=DType.int8, rank=3, ...],
+    tokens: Int,
+    depth: Int,
+    op: StaticString,
+) raises -> Int:
+    """Groups of a token, once rotation and screen are known to be those of some vocabulary (V, D)."""
+    var groups = (rotation.dim_size(0) * PANEL - 1) // GROUP
+    require(
+        groups * GROUP >= depth,
+        op,
+        String(
+            "the rotation has ", groups, " groups of ", GROUP, ", D is ", depth, ": expected at least as many columns"
+        ),
+    )
+    require_packed(rotation, groups * GROUP + 1, depth, op)
+    require_size(screen.dim_size(0), ceildiv(tokens, PANEL), op, "the number of panels of the screen")
+    require_size(screen.dim_size(1), screen_rows(groups), op, "the number of rows of a panel of the screen")
+    require_size(screen.dim_size(2), ROW_BYTES, op, "the width of a panel of the screen")
+    require_contiguous(screen, op, "the screen")
+    return groups
+
+
 def check_vocabulary[target: StaticString](vocabulary: InputTensor, depth: Int, tokens: Int, op: StaticString) raises:
-    """Raises unless the vocabulary holds `tokens` rows of `depth` elements, packed on a CPU, plain on a GPU."""
+    """Raises unless the vocabulary holds `tokens` rows of `depth` elements, on a GPU such as it can read."""
     require(depth > 0 and tokens > 0, op, "D and V must be positive")
     comptime if target == "cpu":
-        require_packed(vocabulary, tokens, depth, op)
+        require_size(vocabulary.dim_size(0), tokens, op, "V of the vocabulary")
+        require_size(vocabulary.dim_size(1), depth, op, "D of the vocabulary")
+        require_contiguous(vocabulary, op, "vocabulary")
     else:
         require_chunks[vocabulary.dtype](depth, op, "D")
         require_matrix(vocabulary, tokens, depth, op)

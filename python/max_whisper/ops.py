@@ -200,7 +200,7 @@ def embed(
     Args:
         tokens: (B, T), int32.
         past: (B), int32, how many tokens row b's cache holds already.
-        vocabulary: E (V, D), packed by `packing.pack_linear`.
+        vocabulary: E (V, D).
         positions: P (n_ctx, D).
         n_vocab: V.
 
@@ -217,6 +217,8 @@ def greedy(
     vocabulary: TensorValue,
     suppress_mask: TensorValue,
     rules: TensorValue,
+    rotation: TensorValue | None = None,
+    screen: TensorValue | None = None,
     *,
     timestamp_begin: int,
 ) -> tuple[TensorValue, TensorValue]:
@@ -225,19 +227,22 @@ def greedy(
     Args:
         hidden: (B, T, D), the decoder's last states.
         at: (B), int32, which of the T states of a row is used.
-        vocabulary: (V, D), packed by `packing.pack_linear`.
+        vocabulary: (V, D).
         suppress_mask: (V), uint8, for each token the bits that suppress it.
         rules: (B, 4), int32: suppress_bits (128: the timestamps win if all of them together are more probable than any
             text token), text_begin, timestamps_from, timestamps_to; see `kernels/ops/`.
+        rotation: Of the vocabulary, made by `screen.pack_rotation`; for a CPU, which reads the vocabulary where it must.
+        screen: Of the vocabulary, made by `screen.pack_screen`; for a CPU.
         timestamp_begin: The first timestamp token.
 
     Returns:
-        tokens (B), int32, and the logs of their probabilities among the allowed tokens (B), float32. Of equally
-        probable tokens the first is picked.
+        tokens (B), int32, and the logs of their probabilities among the allowed tokens (B), float32, on a CPU to 2e-3. Of
+        equally probable tokens the first is picked.
     """
+    name, screened = _screened("greedy", hidden, rotation, screen)
     tokens, log_probs = _custom(
-        "whisper_greedy",
-        [hidden, at, vocabulary, suppress_mask, rules],
+        name,
+        [hidden, at, vocabulary, suppress_mask, rules, *screened],
         [_of(DType.int32, hidden, [hidden.shape[0]]), _of(DType.float32, hidden, [hidden.shape[0]])],
         timestamp_begin=timestamp_begin,
     )
@@ -245,22 +250,32 @@ def greedy(
 
 
 def token_probability(
-    hidden: TensorValue, at: TensorValue, vocabulary: TensorValue, *, n_vocab: int, token: int
+    hidden: TensorValue,
+    at: TensorValue,
+    vocabulary: TensorValue,
+    rotation: TensorValue | None = None,
+    screen: TensorValue | None = None,
+    *,
+    n_vocab: int,
+    token: int,
 ) -> TensorValue:
     """Computes the probability of one token among all, without rules; of <|nospeech|>: that nobody speaks.
 
     Args:
         hidden: (B, T, D), the decoder's last states.
         at: (B), int32, which of the T states of a row is used; -1 for none.
-        vocabulary: (V, D), packed by `packing.pack_linear`.
+        vocabulary: (V, D).
+        rotation: As for `greedy`.
+        screen: As for `greedy`.
         n_vocab: V.
         token: The token.
 
     Returns:
-        (B), float32; NaN for rows without a state. If no row has one, the vocabulary is not read.
+        (B), float32, on a CPU to 0.2 %; NaN for rows without a state. If no row has one, nothing is read.
     """
+    name, screened = _screened("token_probability", hidden, rotation, screen)
     out = _of(DType.float32, hidden, [hidden.shape[0]])
-    return _custom("whisper_token_probability", [hidden, at, vocabulary], [out], n_vocab=n_vocab, token=token)[0]
+    return _custom(name, [hidden, at, vocabulary, *screened], [out], n_vocab=n_vocab, token=token)[0]
 
 
 def logits(hidden: TensorValue, at: TensorValue, vocabulary: TensorValue, *, n_vocab: int) -> TensorValue:
@@ -269,7 +284,7 @@ def logits(hidden: TensorValue, at: TensorValue, vocabulary: TensorValue, *, n_v
     Args:
         hidden: (B, T, D), the decoder's last states.
         at: (B), int32, which of the T states of a row is used.
-        vocabulary: (V, D), packed by `packing.pack_linear`.
+        vocabulary: (V, D).
         n_vocab: V.
 
     Returns:
@@ -277,6 +292,17 @@ def logits(hidden: TensorValue, at: TensorValue, vocabulary: TensorValue, *, n_v
     """
     out = _of(DType.float32, hidden, [hidden.shape[0], n_vocab])
     return _custom("whisper_logits", [hidden, at, vocabulary], [out])[0]
+
+
+def _screened(
+    op: str, hidden: TensorValue, rotation: TensorValue | None, screen: TensorValue | None
+) -> tuple[str, list[TensorValue]]:
+    """The op's name on the device of the hidden states, and the screen that it takes there."""
+    if hidden.device.is_gpu():
+        return f"whisper_{op}", []
+    if rotation is None or screen is None:
+        raise ValueError(f"{op}: on a CPU it takes the vocabulary's rotation and screen, see max_whisper.screen")
+    return f"whisper_screened_{op}", [rotation, screen]
 
 
 def _like(x: TensorValue, shape: Sequence[DimLike]) -> TensorType:

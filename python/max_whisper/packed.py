@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from max_whisper import screen
 from max_whisper.cache import cache_dir, writing
 from max_whisper.checkpoint import Checkpoint
 from max_whisper.checkpoint.safetensors_file import read_safetensors
@@ -23,7 +24,7 @@ from max_whisper.packing import cast, pack_conv1d, pack_linear, packed_shape
 ALIGNMENT = 64
 """Bytes: where a tensor may begin, so that no register load crosses a cache line."""
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 """Part of the file's name; grows with every change of the layout."""
 
 
@@ -57,9 +58,10 @@ class Recipe:
 class Format:
     """Dtypes of a model's weights and of the keys and values that its decoder keeps, and which device reads them.
 
-    On a GPU everything has one dtype. On a CPU the matrices of the linear layers and the vocabulary, all but a hundredth of
-    a model, have the dtype that is asked for; biases, layer norms and positions stay float32; in a model of int8 the two
-    convolutions, which see the signal itself, stay float16. A step reads all keys and values of the window: they are
+    On a GPU everything has one dtype. On a CPU the matrices of the linear layers have the dtype that is asked for; biases,
+    layer norms and positions stay float32; in a model of int8 the two convolutions, which see the signal itself, stay
+    float16. Of the vocabulary a step reads few rows, which nothing is gained by rounding: they have at least float16, and
+    a screen in four bits tells which (`max_whisper.screen`). A step reads all keys and values of the window: they are
     float16 where the weights are rounded anyway, and float32 where nothing is to be rounded.
     """
 
@@ -67,15 +69,22 @@ class Format:
     matrices: str
     convolutions: str
     vectors: str
+    vocabulary: str
     caches: str
 
     @classmethod
     def of(cls, dtype: str, device: str) -> "Format":
         """The format of a model that computes in `dtype` on a device."""
         if device == "gpu":
-            return cls(device, dtype, dtype, dtype, dtype)
-        caches = "float16" if dtype in ("bfloat16", "int8") else "float32"
-        return cls(device, dtype, "float16" if dtype == "int8" else dtype, "float32", caches)
+            return cls(device, dtype, dtype, dtype, dtype, dtype)
+        return cls(
+            device,
+            matrices=dtype,
+            convolutions="float16" if dtype == "int8" else dtype,
+            vectors="float32",
+            vocabulary="float32" if dtype == "float32" else "float16",
+            caches="float16" if dtype in ("bfloat16", "int8") else "float32",
+        )
 
 
 def recipes(dims: ModelDimensions, dtype: str, device: str = "cpu") -> dict[str, Recipe]:
@@ -91,7 +100,7 @@ def recipes(dims: ModelDimensions, dtype: str, device: str = "cpu") -> dict[str,
         **_convolution("encoder.conv2", audio, audio, to),
         **{name: _recipe(shape, to.vectors, [name], cast) for name, shape in positions.items()},
         **_layer_norm("encoder.ln_post", audio, to),
-        "decoder.token_embedding.weight": _matrix(["decoder.token_embedding.weight"], dims.n_vocab, text, to),
+        **_vocabulary("decoder.token_embedding", dims.n_vocab, text, to),
         **_layer_norm("decoder.ln", text, to),
     }
     for side, layers, state in (("encoder", dims.n_audio_layer, audio), ("decoder", dims.n_text_layer, text)):
@@ -202,6 +211,19 @@ def _recipe(
 def _matrix(sources: list[str], outputs: int, inputs: int, to: Format) -> Recipe:
     shape = packed_shape(outputs, inputs, to.matrices, to.device)
     return _recipe(shape, to.matrices, sources, pack_linear, device=to.device)
+
+
+def _vocabulary(name: str, tokens: int, state: int, to: Format) -> dict[str, Recipe]:
+    sources = [f"{name}.weight"]
+    result = {f"{name}.weight": _recipe((tokens, state), to.vocabulary, sources, cast)}
+    if to.device == "cpu":
+        result[f"{name}.rotation"] = Recipe(
+            screen.rotation_shape(state), "float16", tuple(sources), screen.pack_rotation
+        )
+        result[f"{name}.screen"] = Recipe(
+            screen.screen_shape(tokens, state), "int8", tuple(sources), screen.pack_screen
+        )
+    return result
 
 
 def _layer_norm(name: str, state: int, to: Format) -> dict[str, Recipe]:

@@ -11,7 +11,7 @@ from std.random import random_si64, seed
 from kernels.cpu.epilogue import Epilogue
 from kernels.cpu.matmul import multiply_block
 from kernels.cpu.operand import operand_type
-from kernels.cpu.tile import PANEL, ROWS, group, panel_element, panel_rows, panel_scales, row_size, scale_rows
+from kernels.cpu.tile import PANEL, ROWS, group, panel_rows, panel_scales, row_size, scale_rows
 from kernels.data import Data
 
 
@@ -25,6 +25,16 @@ struct Store(Epilogue):
     def store[width: Int](self, row: Int, column: Int, sums: SIMD[DType.float32, width]):
         """Stores one piece of a row."""
         self.output.unsafe_store(row * self.columns + column, sums)
+
+
+def panel_element[dtype: DType, //](panel: Data[dtype], k: Int, column: Int) -> Float32:
+    """Element (k, column) of a panel."""
+    comptime G = group[dtype]
+    var place = (scale_rows[dtype] + k // G) * row_size[dtype] + column * G + k % G
+    var value = panel[unsafe_offset=place].cast[DType.float32]()
+    comptime if scale_rows[dtype] > 0:
+        return value * panel_scales(panel)[unsafe_offset=column]
+    return value
 
 
 def random_panels[dtype: DType](columns: Int, depth: Int) -> Data[dtype]:

@@ -99,15 +99,11 @@ def add_layer_norm(x, residual, gamma, beta, *, epsilon: float = 1e-5):
 
 
 def embed(tokens, past, vocabulary, positions, *, n_vocab: int):
-    return (
-        unpack_linear(vocabulary, n_vocab, positions.shape[1])[tokens]
-        + positions[past[:, None] + np.arange(tokens.shape[1])]
-    )
+    return vocabulary[tokens] + positions[past[:, None] + np.arange(tokens.shape[1])]
 
 
 def logits(hidden, at, vocabulary, *, n_vocab: int):
-    rows = as_multiplied(hidden[np.arange(len(at)), at], vocabulary)
-    return rows @ unpack_linear(vocabulary, n_vocab, hidden.shape[-1]).T
+    return hidden[np.arange(len(at)), at] @ vocabulary.T
 
 
 def log_softmax(x):
@@ -116,7 +112,7 @@ def log_softmax(x):
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
-def token_probability(hidden, at, vocabulary, *, n_vocab: int, token: int):
+def token_probability(hidden, at, vocabulary, rotation=None, screen=None, *, n_vocab: int, token: int):
     probability = np.exp(log_softmax(logits(hidden, np.maximum(at, 0), vocabulary, n_vocab=n_vocab)))[:, token]
     return np.where(at < 0, np.nan, probability)
 
@@ -130,7 +126,7 @@ def allowed_tokens(suppress_mask, rules, *, timestamp_begin: int):
     return (text | timestamps) & (suppress_mask & suppress_bits & 127 == 0)
 
 
-def greedy(hidden, at, vocabulary, suppress_mask, rules, *, timestamp_begin: int):
+def greedy(hidden, at, vocabulary, suppress_mask, rules, rotation=None, screen=None, *, timestamp_begin: int):
     allowed = allowed_tokens(suppress_mask, rules, timestamp_begin=timestamp_begin)
     masked = np.where(allowed, logits(hidden, at, vocabulary, n_vocab=len(suppress_mask)), -np.inf)
     for row, bits in zip(masked, rules[:, 0], strict=True):

@@ -2,6 +2,9 @@
 
 Hidden states and weights are small multiples of a power of two, so that every logit is exact in float32 and float64
 alike: equal logits are really equal, and which token comes first is decided, not left to rounding.
+
+Picks must be exact. Of a log probability, the sum over the tokens that were not read in full is known but for the screen's
+bounds: LOG_PROBABILITY.
 """
 
 from itertools import product
@@ -10,37 +13,61 @@ import numpy as np
 import pytest
 
 from max_whisper import eager, ops
-from max_whisper.packing import pack_linear
+from max_whisper import screen as screens
 
 from . import references
-from .harness import FLOAT32_TOLERANCE, check, run
+from .harness import run
 
 TIMESTAMP_RULE = 128
 FIRST = 12  # timestamp
 REAL_FIRST, REAL_VOCABULARY, NO_SPEECH = 50365, 51866, 50363
 EVERYTHING = (0, 0, 0, 2**31 - 1)
 
-GREEDY = "f32[3] i32[1] f32[3] u8[1] i32[2]"
+LOG_PROBABILITY = 2e-3
+
+GREEDY = "f32[3] i32[1] {}[2] u8[1] i32[2] f16[3] i8[3]"
 for first in (FIRST, REAL_FIRST):
-    eager.prepare(ops.greedy, GREEDY, timestamp_begin=first)
-for weights in ("f16", "bf16", "i8"):
-    eager.prepare(ops.greedy, f"f32[3] i32[1] {weights}[3] u8[1] i32[2]", timestamp_begin=FIRST)
+    eager.prepare(ops.greedy, GREEDY.format("f32"), timestamp_begin=first)
+eager.prepare(ops.greedy, GREEDY.format("f16"), timestamp_begin=FIRST)
 for size, token in ((1, 0), (17, 16), (300, 255), (REAL_VOCABULARY, NO_SPEECH)):
-    eager.prepare(ops.token_probability, "f32[3] i32[1] f32[3]", n_vocab=size, token=token)
+    eager.prepare(ops.token_probability, "f32[3] i32[1] f32[2] f16[3] i8[3]", n_vocab=size, token=token)
 for size in (1, 16, 17, REAL_VOCABULARY):
-    eager.prepare(ops.logits, "f32[3] i32[1] f32[3]", n_vocab=size)
+    eager.prepare(ops.logits, "f32[3] i32[1] f32[2]", n_vocab=size)
 
 
 def exact(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.integers(-4, 5, shape).astype(np.float32) / 4
 
 
+def screened(vocabulary: np.ndarray) -> list[np.ndarray]:
+    """Rotation and screen of a vocabulary; what pads the last panel would be read, behind the end, if it took part."""
+    rotation, screen = screens.pack_rotation(vocabulary), screens.pack_screen(vocabulary)
+    screen[-1, :2].view(np.float32)[:, (len(vocabulary) - 1) % 16 + 1 :] = np.inf
+    return [rotation, screen]
+
+
 def rows(rng: np.random.Generator, batch: int, depth: int, vocabulary: int) -> list[np.ndarray]:
-    """Hidden states of three positions, which one to use, and panels whose padding would win if it took part."""
+    """Hidden states of three positions, which one to use, and a vocabulary."""
     hidden = exact(rng, batch, 3, depth) * 2.0 ** -rng.integers(0, 5, (batch, 1, 1)).astype(np.float32)
-    panels = pack_linear(exact(rng, vocabulary, depth))
-    panels[-1, :, (vocabulary - 1) % 16 + 1 :] = np.nan
-    return [hidden, rng.integers(0, 3, batch, dtype=np.int32), panels]
+    return [hidden, rng.integers(0, 3, batch, dtype=np.int32), exact(rng, vocabulary, depth)]
+
+
+def check_picks(arrays: list[np.ndarray], first: int = FIRST) -> None:
+    """Compares the pick with the reference's: the token exactly."""
+    tokens, log_probs = run(ops.greedy, *arrays, *screened(arrays[2]), timestamp_begin=first)
+    wide = [array.astype(np.float64) if array.dtype.kind == "f" else array for array in arrays]
+    expected, expected_log_probs = references.greedy(*wide, timestamp_begin=first)
+    np.testing.assert_array_equal(tokens, expected)
+    np.testing.assert_allclose(log_probs, expected_log_probs, rtol=0, atol=LOG_PROBABILITY)
+
+
+def check_probability(arrays: list[np.ndarray], vocabulary: int, token: int) -> None:
+    """Compares a probability with the reference's."""
+    result = run(ops.token_probability, *arrays, *screened(arrays[2]), n_vocab=vocabulary, token=token)
+    expected = references.token_probability(
+        *(x.astype(np.float64) if x.dtype.kind == "f" else x for x in arrays), n_vocab=vocabulary, token=token
+    )
+    np.testing.assert_allclose(result, expected, rtol=LOG_PROBABILITY, atol=1e-9)
 
 
 def random_rules(rng: np.random.Generator, batch: int, mask: np.ndarray, first: int) -> np.ndarray:
@@ -63,7 +90,7 @@ def test_random_rules(rng, batch, vocabulary, depth):
     mask[rng.integers(vocabulary)] = 0
     rules = np.array([EVERYTHING] * batch, np.int32) if vocabulary <= FIRST else random_rules(rng, batch, mask, FIRST)
     arrays = [*rows(rng, batch, depth, vocabulary), mask, rules]
-    check(ops.greedy, arrays, references.greedy, timestamp_begin=FIRST, **FLOAT32_TOLERANCE)
+    check_picks(arrays)
 
 
 def test_every_kind_of_rules(rng):
@@ -76,120 +103,205 @@ def test_every_kind_of_rules(rng):
     rules = rules[references.allowed_tokens(mask, rules, timestamp_begin=FIRST).any(-1)]
     for _ in range(3):
         arrays = [*rows(rng, len(rules), 64, vocabulary), mask, rules]
-        check(ops.greedy, arrays, references.greedy, timestamp_begin=FIRST, **FLOAT32_TOLERANCE)
+        check_picks(arrays)
+
+
+def pick(hidden: np.ndarray, vocabulary: np.ndarray, mask: np.ndarray, rules: np.ndarray) -> list[np.ndarray]:
+    """Tokens and log probabilities at the first position of every row."""
+    at = np.zeros(len(hidden), np.int32)
+    return run(ops.greedy, hidden, at, vocabulary, mask, rules, *screened(vocabulary), timestamp_begin=FIRST)
 
 
 def test_timestamps_win_together(rng):
     """28 timestamps, each less probable than the best text token: together they are more probable, or they are not."""
-    hidden, at, vocabulary = np.ones((2, 1, 1), np.float32), np.zeros(2, np.int32), np.zeros((40, 1), np.float32)
+    hidden, vocabulary = np.ones((2, 1, 1), np.float32), np.zeros((40, 1), np.float32)
     rules = np.array([(TIMESTAMP_RULE, *EVERYTHING[1:]), EVERYTHING], np.int32)
     for text_logit, wins in ((3.3, True), (3.4, False)):  # log 28 = 3.33
         vocabulary[4], vocabulary[30] = text_logit, 0.01
-        tokens, log_probs = run(
-            ops.greedy, hidden, at, pack_linear(vocabulary), np.zeros(40, np.uint8), rules, timestamp_begin=FIRST
-        )
+        tokens, log_probs = pick(hidden, vocabulary, np.zeros(40, np.uint8), rules)
         assert tokens.tolist() == [30 if wins else 4, 4]
         allowed = vocabulary[FIRST if wins else 0 :, 0]
         expected = vocabulary[tokens, 0] - [np.log(np.exp(x).sum()) for x in (allowed, vocabulary[:, 0])]
-        np.testing.assert_allclose(log_probs, expected, rtol=1e-5)
+        np.testing.assert_allclose(log_probs, expected, atol=LOG_PROBABILITY)
+
+
+def test_timestamps_far_below_the_text_win_together(rng):
+    """500 timestamps, each 5 less than the best text token, which is out of reach of their bounds: log 500 = 6.2."""
+    vocabulary = rng.standard_normal((600, 64)).astype(np.float32) / 100
+    vocabulary[:, 0] = -20
+    vocabulary[FIRST : FIRST + 500, 0], vocabulary[3, 0] = -5, 0
+    hidden = np.zeros((1, 1, 64), np.float32)
+    hidden[..., 0] = 1
+    for count, wins in ((500, True), (100, False)):  # log 100 = 4.6
+        rules = np.array([(TIMESTAMP_RULE, 0, FIRST, FIRST + count)], np.int32)
+        tokens, _ = pick(hidden, vocabulary, np.zeros(600, np.uint8), rules)
+        assert (tokens[0] >= FIRST) == wins
 
 
 def test_timestamp_rule_ignores_what_is_suppressed():
-    hidden, at, vocabulary = np.ones((1, 1, 1), np.float32), np.zeros(1, np.int32), np.zeros((40, 1), np.float32)
+    hidden, vocabulary = np.ones((1, 1, 1), np.float32), np.zeros((40, 1), np.float32)
     vocabulary[4], vocabulary[6] = 2, 5
     mask = np.zeros(40, np.uint8)
     mask[6], mask[20:] = 1, 2  # 8 of 28 timestamps are left: log 8 = 2.08
     for bits, token in ((0, 6), (1, FIRST), (3, FIRST), (2, 6)):
         rules = np.array([(bits | TIMESTAMP_RULE, *EVERYTHING[1:])], np.int32)
-        picked, _ = run(ops.greedy, hidden, at, pack_linear(vocabulary), mask, rules, timestamp_begin=FIRST)
-        assert picked.tolist() == [token]
+        assert pick(hidden, vocabulary, mask, rules)[0].tolist() == [token]
 
 
 def test_first_of_equals_wins(rng):
-    hidden, at = np.ones((1, 1, 4), np.float32), np.zeros(1, np.int32)
+    hidden = np.ones((1, 1, 4), np.float32)
     for _ in range(20):
         vocabulary = np.zeros((600, 4), np.float32)
         best = rng.choice(600, 3, replace=False)
         vocabulary[best] = 1
-        arrays = hidden, at, pack_linear(vocabulary), np.zeros(600, np.uint8), np.array([EVERYTHING], np.int32)
-        assert run(ops.greedy, *arrays, timestamp_begin=FIRST)[0].tolist() == [best.min()]
+        rules = np.array([EVERYTHING], np.int32)
+        assert pick(hidden, vocabulary, np.zeros(600, np.uint8), rules)[0].tolist() == [best.min()]
+
+
+# --- the screen ------------------------------------------------------------------------------------------------------
+
+
+def unpack_screen(screen: np.ndarray, tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What tokens are rounded to, (V, columns), the norms of the rounding errors and of the rounded numbers, (V)."""
+    count = (screen.shape[1] - 2) * 2 // 9
+    head = 2 + -(-count // 2)
+    errors, norms = (np.ascontiguousarray(screen[:, i]).view(np.float32).reshape(-1)[:tokens] for i in range(2))
+    scales = np.ascontiguousarray(screen[:, 2:head]).view(np.float16).reshape(len(screen), -1, 16)[:, :count]
+    words = np.ascontiguousarray(screen[:, head:]).view(np.uint32).reshape(len(screen), count, 4, 16)
+    numbers = np.zeros((*words.shape, 8))
+    for k in range(8):
+        pair, half = (k // 4 * 2 + k % 2, k % 4 // 2)
+        nibble = (words >> np.uint32(16 * half + 4 * pair) & np.uint32(15)).astype(np.int64)
+        numbers[..., k] = np.where(nibble > 7, nibble - 16, nibble)
+    rounded = numbers.transpose(0, 3, 1, 2, 4).reshape(len(screen) * 16, count, 32)
+    rounded *= scales.transpose(0, 2, 1).reshape(len(screen) * 16, count, 1)
+    return rounded.reshape(len(screen) * 16, -1)[:tokens], errors, norms
+
+
+def bounds(hidden: np.ndarray, vocabulary: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rough logits of states (B, D), and how far they may be from the logits, in float64."""
+    tokens, depth = vocabulary.shape
+    rotation, screen = screened(vocabulary)
+    turned = hidden.astype(np.float64) @ references.unpack_linear(rotation, rotation.shape[0] * 16 - 15, depth).T
+    x, shift = turned[:, :-1], turned[:, -1:]
+    step = np.abs(x).max(-1, keepdims=True) / 2047
+    rounded, errors, norms = unpack_screen(screen, tokens)
+    slack = np.linalg.norm(x[:, :depth], axis=-1, keepdims=True) * errors + step / 2 * np.sqrt(depth) * norms
+    return np.rint(x / step) * step @ rounded.T + shift, slack
+
+
+def embeddings(rng: np.random.Generator, tokens: int, depth: int) -> np.ndarray:
+    """Rows around a mean that is larger than they are, some columns much wider than others, as trained ones are."""
+    widths = np.exp(rng.standard_normal(depth) / 2)
+    return (rng.standard_normal((tokens, depth)) * widths / 50 + rng.standard_normal(depth) / 30).astype(np.float16)
+
+
+@pytest.mark.parametrize(("tokens", "depth"), [(1, 64), (17, 61), (300, 64), (5000, 384)])
+def test_logits_are_within_the_bounds(rng, tokens, depth):
+    vocabulary = embeddings(rng, tokens, depth)
+    hidden = 20 * rng.standard_normal((7, depth))
+    rough, slack = bounds(hidden, vocabulary)
+    assert (np.abs(rough - hidden @ vocabulary.astype(np.float64).T) <= slack * 1.001 + 1e-5).all()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 5, 9])
+def test_reads_what_may_win_and_nothing_else(rng, batch):
+    """Rows that cannot win are NaN in the vocabulary: whoever reads one knows no logit of that state any more."""
+    tokens, depth = 5000, 384
+    vocabulary = embeddings(rng, tokens, depth)
+    hidden = 20 * rng.standard_normal((batch, 1, depth), dtype=np.float32)
+    rough, slack = bounds(hidden[:, 0], vocabulary)
+    reachable = rough + np.maximum(slack * 1.002, 5.01) >= (rough - slack).max(-1, keepdims=True)
+    logits = hidden[:, 0].astype(np.float64) @ vocabulary.astype(np.float64).T
+    assert reachable.any(0).mean() < 0.9
+    assert (rough.argmax(-1) != logits.argmax(-1)).any() or batch < 9  # the screen alone would not do
+    torn = np.where(reachable.any(0)[:, None], vocabulary, np.float16(np.nan))
+    at, mask, rules = np.zeros(batch, np.int32), np.zeros(tokens, np.uint8), np.array([EVERYTHING] * batch, np.int32)
+    picked, log_probs = run(ops.greedy, hidden, at, torn, mask, rules, *screened(vocabulary), timestamp_begin=FIRST)
+    np.testing.assert_array_equal(picked, logits.argmax(-1))
+    expected = references.log_softmax(logits)[np.arange(batch), picked]
+    np.testing.assert_allclose(log_probs, expected, atol=LOG_PROBABILITY)
+
+
+def test_tokens_that_the_screen_cannot_tell_apart(rng):
+    """A token's neighbours differ from it by less than four bits show: the largest logit wins all the same."""
+    vocabulary = embeddings(rng, 1000, 64).astype(np.float32)
+    vocabulary[100:120] = vocabulary[100] + rng.standard_normal((20, 64)).astype(np.float32) * 1e-4
+    hidden = 40 * vocabulary[100:101, None] / np.linalg.norm(vocabulary[100]) ** 2
+    hidden = np.concatenate([hidden + rng.standard_normal(64).astype(np.float32) for _ in range(8)])
+    check_picks(
+        [hidden, np.zeros(8, np.int32), vocabulary, np.zeros(1000, np.uint8), np.array([EVERYTHING] * 8, np.int32)]
+    )
+
+
+# --- rows, sizes, errors ---------------------------------------------------------------------------------------------
 
 
 def test_a_row_does_not_depend_on_the_others(rng):
-    hidden, at, panels = rows(rng, 7, 61, 300)
+    hidden, at, vocabulary = rows(rng, 7, 61, 300)
     mask = rng.integers(0, 2, 300).astype(np.uint8)
     rules = random_rules(rng, 7, mask, FIRST)
-    tokens, log_probs = run(ops.greedy, hidden, at, panels, mask, rules, timestamp_begin=FIRST)
+    screen = screened(vocabulary)
+    tokens, log_probs = run(ops.greedy, hidden, at, vocabulary, mask, rules, *screen, timestamp_begin=FIRST)
     for b in range(7):
-        alone = run(
-            ops.greedy, *(x[b : b + 1] for x in (hidden, at)), panels, mask, rules[b : b + 1], timestamp_begin=FIRST
-        )
-        np.testing.assert_array_equal([tokens[b : b + 1], log_probs[b : b + 1]], alone)
+        one = slice(b, b + 1)
+        alone = run(ops.greedy, hidden[one], at[one], vocabulary, mask, rules[one], *screen, timestamp_begin=FIRST)
+        np.testing.assert_array_equal([tokens[one], log_probs[one]], alone)
 
 
 @pytest.mark.parametrize("batch", [1, 5])
 def test_real_vocabulary(rng, batch):
-    hidden, at, panels = rows(rng, batch, 384, REAL_VOCABULARY)
+    hidden, at, vocabulary = rows(rng, batch, 384, REAL_VOCABULARY)
     mask = (rng.random(REAL_VOCABULARY) < 0.1).astype(np.uint8)
     rules = np.array([(TIMESTAMP_RULE | 1, 0, REAL_FIRST, REAL_VOCABULARY)] * batch, np.int32)
     rules[batch // 2] = TIMESTAMP_RULE, 50257, REAL_FIRST + 700, REAL_VOCABULARY
-    arrays = [hidden, at, panels, mask, rules]
-    check(ops.greedy, arrays, references.greedy, timestamp_begin=REAL_FIRST, **FLOAT32_TOLERANCE)
-    for op, reference, parameters in (
-        (ops.logits, references.logits, {}),
-        (ops.token_probability, references.token_probability, {"token": NO_SPEECH}),
-    ):
-        check(op, arrays[:3], reference, n_vocab=REAL_VOCABULARY, **parameters, rtol=2e-5, atol=1e-9)
+    check_picks([hidden, at, vocabulary, mask, rules], REAL_FIRST)
+    check_probability([hidden, at, vocabulary], REAL_VOCABULARY, NO_SPEECH)
+    logits = run(ops.logits, hidden, at, vocabulary, n_vocab=REAL_VOCABULARY)
+    np.testing.assert_array_equal(logits, references.logits(hidden, at, vocabulary, n_vocab=REAL_VOCABULARY))
 
 
 @pytest.mark.parametrize("batch", [1, 7])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
-def test_narrow_vocabulary(rng, dtype, batch):
-    """The reference multiplies the same rounded numbers; sums are of float32, or exact: the bound is float32's."""
+def test_narrow_vocabulary(rng, batch):
     mask = np.zeros(300, np.uint8)
     hidden = rng.standard_normal((batch, 3, 61), dtype=np.float32)
-    panels = pack_linear(rng.standard_normal((300, 61), dtype=np.float32), dtype)
-    arrays = [hidden, rng.integers(0, 3, batch, dtype=np.int32), panels, mask, random_rules(rng, batch, mask, FIRST)]
-    check(ops.greedy, arrays, references.greedy, timestamp_begin=FIRST, **FLOAT32_TOLERANCE)
+    vocabulary = rng.standard_normal((300, 61)).astype(np.float16)
+    at, rules = rng.integers(0, 3, batch, dtype=np.int32), random_rules(rng, batch, mask, FIRST)
+    check_picks([hidden, at, vocabulary, mask, rules])
 
 
 @pytest.mark.parametrize(("vocabulary", "token"), [(1, 0), (17, 16), (300, 255)])
 @pytest.mark.parametrize("batch", [1, 2, 3, 7])
 def test_token_probability(rng, batch, vocabulary, token):
-    hidden, at, panels = rows(rng, batch, 61, vocabulary)
+    hidden, at, embedding = rows(rng, batch, 61, vocabulary)
     at[rng.random(batch) < 0.4] = -1
-    check(
-        ops.token_probability,
-        [hidden, at, panels],
-        references.token_probability,
-        n_vocab=vocabulary,
-        token=token,
-        rtol=2e-5,
-        atol=1e-9,
-    )
+    check_probability([hidden, at, embedding], vocabulary, token)
 
 
 def test_token_probability_of_no_row_reads_nothing(rng):
-    hidden, at, panels = rows(rng, 3, 61, 17)
-    probabilities = run(ops.token_probability, hidden, at * 0 - 1, panels * np.nan, n_vocab=17, token=16)
+    hidden, at, vocabulary = rows(rng, 3, 61, 17)
+    nothing = [vocabulary * np.nan, *(x * 0 for x in screened(vocabulary))]
+    probabilities = run(ops.token_probability, hidden, at * 0 - 1, *nothing, n_vocab=17, token=16)
     assert np.isnan(probabilities).all()
-    assert np.isnan(probabilities).shape == (3,)
+    assert probabilities.shape == (3,)
 
 
 @pytest.mark.parametrize("vocabulary", [1, 16, 17])
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 100])
 def test_logits(rng, batch, vocabulary):
-    check(ops.logits, rows(rng, batch, 61, vocabulary), references.logits, n_vocab=vocabulary, rtol=0, atol=0)
+    arrays = rows(rng, batch, 61, vocabulary)
+    result = run(ops.logits, *arrays, n_vocab=vocabulary)
+    np.testing.assert_array_equal(result, references.logits(*arrays, n_vocab=vocabulary))
 
 
 def test_no_rows(rng):
-    hidden, at, panels = rows(rng, 0, 61, 17)
-    tokens, log_probs = eager.call(
-        ops.greedy, hidden, at, panels, np.zeros(17, np.uint8), np.zeros((0, 4), np.int32), timestamp_begin=FIRST
-    )
+    hidden, at, vocabulary = rows(rng, 0, 61, 17)
+    screen = screened(vocabulary)
+    mask, rules = np.zeros(17, np.uint8), np.zeros((0, 4), np.int32)
+    tokens, log_probs = eager.call(ops.greedy, hidden, at, vocabulary, mask, rules, *screen, timestamp_begin=FIRST)
     assert tokens.shape == log_probs.shape == (0,)
-    assert eager.call(ops.logits, hidden, at, panels, n_vocab=17).shape == (0, 17)
-    assert eager.call(ops.token_probability, hidden, at, panels, n_vocab=17, token=16).shape == (0,)
+    assert eager.call(ops.logits, hidden, at, vocabulary, n_vocab=17).shape == (0, 17)
+    assert eager.call(ops.token_probability, hidden, at, vocabulary, *screen, n_vocab=17, token=16).shape == (0,)
 
 
 def put(array: np.ndarray, index: tuple[int, ...], value: float) -> np.ndarray:
@@ -197,40 +309,58 @@ def put(array: np.ndarray, index: tuple[int, ...], value: float) -> np.ndarray:
     return array
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda h, a, e, m, r: (h, put(a, (1,), 3), e, m, r), r"at\[1\] is 3, expected 0 to 2"),
-        (lambda h, a, e, m, r: (h, put(a, (0,), -1), e, m, r), r"at\[0\] is -1, expected 0 to 2"),
-        (lambda h, a, e, m, r: (h, a[:1], e, m, r), "B of at is 1, expected 2"),
-        (lambda h, a, e, m, r: (h[..., 1:], a, e, m, r), "the number of rows of a packed panel is 24, expected 23"),
-        (lambda h, a, e, m, r: (h, a, e[:2], m, r), "the number of packed panels is 2, expected 3"),
-        (lambda h, a, e, m, r: (h, a, e, m[:32], r), "the number of packed panels is 3, expected 2"),
-        (lambda h, a, e, m, r: (h, a, e[..., 1:], m, r), "the width of a packed panel is 15, expected 16"),
-        (lambda h, a, e, m, r: (h, a, e, m, r[:1]), "B of the rules is 1, expected 2"),
-        (lambda h, a, e, m, r: (h, a, e, m, r[:, 1:]), "the number of rules is 3, expected 4"),
-        (lambda h, a, e, m, r: (h, a, e, m, put(r, (1, 0), 256)), r"rules\[1, 0\] is 256, expected 0 to 255"),
-        (lambda h, a, e, m, r: (h, a, e, m, put(r, (1, 0), -1)), r"rules\[1, 0\] is -1, expected 0 to 255"),
-        (lambda h, a, e, m, r: (h, a, e, m | 1, put(r, (1, 0), 1)), "the rules of row 1 suppress every token"),
-        (lambda h, a, e, m, r: (h, a, e, m, put(put(r, (0, 1), 12), (0, 3), 0)), "the rules of row 0 suppress every"),
-        (lambda h, a, e, m, r: (put(h, (1, 0, 5), np.nan), a, e, m, r), "the logits of row 1 are not finite"),
-        (lambda h, a, e, m, r: (put(h, (1, 0, 5), np.inf), a, e, m, r), "the logits of row 1 are not finite"),
-        (lambda h, a, e, m, r: (h[..., :0], a, e[:, :0], m, r), "D and V must be positive"),
-    ],
-)
+REFUSED = [
+    (lambda h, a, e, m, r, o, s: (h, put(a, (1,), 3), e, m, r, o, s), r"at\[1\] is 3, expected 0 to 2"),
+    (lambda h, a, e, m, r, o, s: (h, put(a, (0,), -1), e, m, r, o, s), r"at\[0\] is -1, expected 0 to 2"),
+    (lambda h, a, e, m, r, o, s: (h, a[:1], e, m, r, o, s), "B of at is 1, expected 2"),
+    (lambda h, a, e, m, r, o, s: (h[..., 1:], a, e, m, r, o, s), "D of the vocabulary is 24, expected 23"),
+    (lambda h, a, e, m, r, o, s: (h, a, e[1:], m, r, o, s), "V of the vocabulary is 36, expected 37"),
+    (lambda h, a, e, m, r, o, s: (h, a, e, m[:32], r, o, s), "V of the vocabulary is 37, expected 32"),
+    (lambda h, a, e, m, r, o, s: (h, a, e, m, r[:1], o, s), "B of the rules is 1, expected 2"),
+    (lambda h, a, e, m, r, o, s: (h, a, e, m, r[:, 1:], o, s), "the number of rules is 3, expected 4"),
+    (lambda h, a, e, m, r, o, s: (h, a, e, m, put(r, (1, 0), 256), o, s), r"rules\[1, 0\] is 256, expected 0 to 255"),
+    (lambda h, a, e, m, r, o, s: (h, a, e, m, put(r, (1, 0), -1), o, s), r"rules\[1, 0\] is -1, expected 0 to 255"),
+    (lambda h, a, e, m, r, o, s: (h, a, e, m | 1, put(r, (1, 0), 1), o, s), "the rules of row 1 suppress every token"),
+    (
+        lambda h, a, e, m, r, o, s: (h, a, e, m, put(put(r, (0, 1), 12), (0, 3), 0), o, s),
+        "the rules of row 0 suppress every",
+    ),
+    (lambda h, a, e, m, r, o, s: (put(h, (1, 0, 5), np.nan), a, e, m, r, o, s), "the logits of row 1 are not finite"),
+    (lambda h, a, e, m, r, o, s: (put(h, (1, 0, 5), np.inf), a, e, m, r, o, s), "the logits of row 1 are not finite"),
+    (lambda h, a, e, m, r, o, s: (h[..., :0], a, e[:, :0], m, r, o, s), "D and V must be positive"),
+    (lambda h, a, e, m, r, o, s: (h, a, e, m, r, o[:2], s), "the rotation has 0 groups of 32, D is 24"),
+    (lambda h, a, e, m, r, o, s: (h, a, e, m, r, o[:, 1:], s), "the number of rows of a packed panel is 23"),
+    (lambda h, a, e, m, r, o, s: (h, a, e, m, r, o[:4], s), "the number of packed panels is 4, expected 3"),
+    (lambda h, a, e, m, r, o, s: (h, a, e, m, r, o, s[1:]), "the number of panels of the screen is 2, expected 3"),
+    (lambda h, a, e, m, r, o, s: (h, a, e, m, r, o, s[:, 1:]), "of a panel of the screen is 10, expected 11"),
+    (
+        lambda h, a, e, m, r, o, s: (h, a, e, m, r, o, s[..., 1:]),
+        "the width of a panel of the screen is 63, expected 64",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED)
 def test_refuses(rng, change, message):
-    hidden, _, panels = rows(rng, 2, 24, 37)
-    arrays = hidden, np.zeros(2, np.int32), panels, np.zeros(37, np.uint8), np.array([EVERYTHING] * 2, np.int32)
+    hidden, _, vocabulary = rows(rng, 2, 24, 37)
+    arrays = hidden, np.zeros(2, np.int32), vocabulary, np.zeros(37, np.uint8), np.array([EVERYTHING] * 2, np.int32)
     with pytest.raises(ValueError, match=message):
-        eager.call(ops.greedy, *change(*arrays), timestamp_begin=FIRST)
+        eager.call(ops.greedy, *change(*arrays, *screened(vocabulary)), timestamp_begin=FIRST)
+
+
+def test_a_cpu_needs_a_screen(rng):
+    hidden, at, vocabulary = rows(rng, 2, 24, 17)
+    with pytest.raises(ValueError, match="it takes the vocabulary's rotation and screen"):
+        eager.call(ops.token_probability, hidden, at, vocabulary, n_vocab=17, token=16)
 
 
 def test_others_refuse(rng):
-    hidden, at, panels = rows(rng, 2, 24, 17)
+    hidden, at, vocabulary = rows(rng, 2, 24, 17)
+    screen = screened(vocabulary)
     spoilt = put(hidden.copy(), (1, at[1], 3), np.nan)
     with pytest.raises(ValueError, match="the logits of row 1 are not finite"):
-        eager.call(ops.token_probability, spoilt, at, panels, n_vocab=17, token=16)
+        eager.call(ops.token_probability, spoilt, at, vocabulary, *screen, n_vocab=17, token=16)
     with pytest.raises(ValueError, match=r"at\[1\] is -2, expected -1 to 2"):
-        eager.call(ops.token_probability, hidden, put(at, (1,), -2), panels, n_vocab=17, token=16)
+        eager.call(ops.token_probability, hidden, put(at, (1,), -2), vocabulary, *screen, n_vocab=17, token=16)
     with pytest.raises(ValueError, match=r"at\[1\] is -1, expected 0 to 2"):
-        eager.call(ops.logits, hidden, put(at, (1,), -1), panels, n_vocab=17)
+        eager.call(ops.logits, hidden, put(at, (1,), -1), vocabulary, n_vocab=17)

@@ -1,0 +1,250 @@
+"""All logits within bounds, from the vocabulary in four bits (`max_whisper.screen` makes it, and says why it is good).
+
+    x[b] = R h[b]
+    rough[b, v] = m h[b] + sum over groups g of scale[v, g] * sum over k in g of n[v, k] * x[b, k]
+    |rough[b, v] - logit[b, v]| <= |x[b]| * error[v] + |x[b] - what x[b] is rounded to| * norm[v]
+
+by Cauchy and Schwarz: error[v] is the norm of what rounding took from token v, norm[v] that of what it left. n has 4 bits;
+x is rounded to 12, so its part of the bound is a fiftieth.
+
+    panel: 16 tokens          +--------+--------+---------------+----------------------------------+
+    rows of 64 bytes          | errors | norms  | scales, half  | 4 rows for each group: in a row  |
+                              |        |        | a row a group | 8 neighbouring k of each token   |
+                              +--------+--------+---------------+----------------------------------+
+
+A word of 4 bytes holds 8 k of a token, two in each of four shifts: they meet x two at a time, as the operands of
+`operand.mojo` do that are int16 (vpmaddwd, of which every CPU has a kind), and sum up in int32 over a group.
+
+Cost for B rows: 2*B*V*D operations, V * (D / 2 + D / 16 + 26) bytes: 12.7 MB for tiny, where float16 has 39.8.
+"""
+
+from std.collections import Array
+from std.math import ceildiv, sqrt
+from std.memory import bitcast
+from std.memory.alloc import unsafe_alloc
+from std.sys.intrinsics import PrefetchOptions, prefetch
+
+from ..cpu.matmul import multiply
+from ..cpu.operand import dot, pack_strip
+from ..cpu.tile import PANEL, VECTORS, WIDTH, widened
+from ..data import Data
+from .states import States, StoreEpilogue
+
+comptime GROUP = 32
+"""Columns that share a scale."""
+
+comptime ROW_BYTES = 4 * PANEL
+"""Bytes of a row of a panel."""
+
+comptime _WORDS = GROUP // 8
+"""Rows of a group: 8 columns each."""
+
+comptime _TOGETHER = 4
+"""Rows of x that meet a panel at once."""
+
+
+comptime _AHEAD = 2
+"""Panels between the one that is multiplied and the one that is asked for."""
+
+
+def head_rows(groups: Int) -> Int:
+    """Rows of a panel in front of the groups."""
+    return 2 + ceildiv(groups, 2)
+
+
+def screen_rows(groups: Int) -> Int:
+    """Rows of a panel."""
+    return head_rows(groups) + _WORDS * groups
+
+
+@always_inline
+def _ask_for(x: Data[DType.int32]):
+    """Asks for a cache line that is going to be read; the address need not exist. A panel ends where a page does, about,
+    and there the hardware's own prefetching stops."""
+    prefetch[PrefetchOptions().for_read().high_locality().to_data_cache()](x)
+
+
+@no_inline
+def _rough_tile[
+    rows: Int
+](
+    x: Data[DType.int32],
+    x_stride: Int,
+    scales: Data[DType.float32],
+    shifts: Data[DType.float32],
+    shift_stride: Int,
+    panel: Data[DType.int32],
+    groups: Int,
+    rough: Data[DType.float32],
+    rough_stride: Int,
+):
+    """Stores the rough logits of one panel.
+
+    Parameters:
+        rows: Rows of x.
+
+    Args:
+        x: Rows of pairs of int16.
+        x_stride: Times 4 bytes from one row of x to the next.
+        scales: What a step of each row's integers stands for.
+        shifts: m h of each row.
+        shift_stride: Elements from one of them to the next.
+        panel: The panel.
+        groups: Groups of a token.
+        rough: Receives 16 logits of each row.
+        rough_stride: Elements from one row of them to the next.
+    """
+    comptime columns = VECTORS if rows <= 2 else 1  # as many registers of sums as are sure to stay in registers
+    var halves = panel.unsafe_offset(2 * PANEL).unsafe_bitcast[Float16]()
+    var head = head_rows(groups)
+    var words = panel.unsafe_offset(head * PANEL)
+    var later = panel.unsafe_offset(_AHEAD * screen_rows(groups) * PANEL)
+    for row in range(head):
+        _ask_for(later.unsafe_offset(row * PANEL))
+    comptime for first in range(0, VECTORS, columns):
+        var totals = Array[SIMD[DType.float32, WIDTH], rows * columns](fill=SIMD[DType.float32, WIDTH](0))
+        for g in range(groups):
+            var sums = Array[SIMD[DType.int32, WIDTH], rows * columns](fill=SIMD[DType.int32, WIDTH](0))
+            comptime for w in range(_WORDS):
+                comptime if first == 0:
+                    _ask_for(later.unsafe_offset((head + g * _WORDS + w) * PANEL))
+                comptime for shift in range(4):
+                    var n = Array[SIMD[DType.int32, WIDTH], columns](uninitialized=True)
+                    comptime for v in range(columns):
+                        var word = words.unsafe_load[width=WIDTH]((g * _WORDS + w) * PANEL + (first + v) * WIDTH)
+                        var pairs = bitcast[DType.int16, 2 * WIDTH](word) << Int16(12 - 4 * shift) >> 12
+                        n[v] = bitcast[DType.int32, WIDTH](pairs)
+                    comptime for i in range(rows):
+                        var pair = SIMD[DType.int32, WIDTH](
+                            x[unsafe_offset=i * x_stride + (g * _WORDS + w) * 4 + shift]
+                        )
+                        comptime for v in range(columns):
+                            sums[i * columns + v] = dot[DType.int16](sums[i * columns + v], pair, n[v])
+            comptime for v in range(columns):
+                var scale = widened(halves, g * PANEL + (first + v) * WIDTH)
+                comptime for i in range(rows):
+                    comptime at = i * columns + v
+                    totals[at] = sums[at].cast[DType.float32]().fma(scale, totals[at])
+        comptime for i in range(rows):
+            var scale = SIMD[DType.float32, WIDTH](scales[unsafe_offset=i])
+            var shift = SIMD[DType.float32, WIDTH](shifts[unsafe_offset=i * shift_stride])
+            comptime for v in range(columns):
+                var logits = totals[i * columns + v].fma(scale, shift)
+                rough.unsafe_store(i * rough_stride + (first + v) * WIDTH, logits)
+
+
+struct Screen(TrivialRegisterPassable):
+    """A vocabulary's screen and states that look at it."""
+
+    var panels: Data[DType.int8]
+    """Of the screen."""
+    var groups: Int
+    """Groups of a token."""
+    var rows: Int
+    """States."""
+    var _x: Data[DType.float32]
+    """`rows x (groups * 32 + 1)`: R h and m h."""
+    var _rounded: Data[DType.int32]
+    """`rows x groups * 32` int16, in pairs."""
+    var _scales: Data[DType.float32]
+    """What a step of each row's integers stands for."""
+    var _norms: Data[DType.float32]
+    """|x| of each row."""
+    var _errors: Data[DType.float32]
+    """The most that rounding takes from |x|, for each row."""
+
+    def __init__(out self, panels: Data[DType.int8], rotation: Data[DType.float16], groups: Int, states: States):
+        """Rotates and rounds the states; `free` is to be called.
+
+        Args:
+            panels: The screen.
+            rotation: R and m, packed.
+            groups: Groups of a token.
+            states: The states.
+        """
+        self.panels = panels
+        self.groups = groups
+        self.rows = states.count
+        var columns = groups * GROUP
+        self._x = unsafe_alloc[Float32](self.rows * (columns + 1))
+        self._rounded = unsafe_alloc[Int32](self.rows * columns // 2)
+        self._scales = unsafe_alloc[Float32](self.rows)
+        self._norms = unsafe_alloc[Float32](self.rows)
+        self._errors = unsafe_alloc[Float32](self.rows)
+        multiply(
+            states.data,
+            states.depth,
+            rotation,
+            self.rows,
+            columns + 1,
+            states.depth,
+            StoreEpilogue(self._x, columns + 1),
+        )
+        pack_strip[DType.int16](
+            self._x,
+            columns + 1,
+            self.rows,
+            self.rows,
+            columns // 2,
+            columns,
+            columns // 2,
+            self._rounded,
+            self._scales,
+        )
+        for row in range(self.rows):
+            var x = self._x.unsafe_offset(row * (columns + 1))
+            var squares = Float32(0)
+            for k in range(states.depth):  # what is behind repeats some of it, or is 0
+                squares += x[unsafe_offset=k] * x[unsafe_offset=k]
+            self._norms[unsafe_offset=row] = sqrt(squares)
+            self._errors[unsafe_offset=row] = self._scales[unsafe_offset=row] / 2 * sqrt(Float32(states.depth))
+
+    def free(self):
+        """Releases what `__init__` has allocated."""
+        self._x.unsafe_free()
+        self._rounded.unsafe_free()
+        self._scales.unsafe_free()
+        self._norms.unsafe_free()
+        self._errors.unsafe_free()
+
+    def _panel(self, index: Int) -> Data[DType.int32]:
+        return self.panels.unsafe_offset(index * screen_rows(self.groups) * ROW_BYTES).unsafe_bitcast[Int32]()
+
+    def rough(self, begin: Int, end: Int, output: Data[DType.float32], stride: Int):
+        """Computes the rough logits of some panels for all rows.
+
+        Args:
+            begin: The first panel.
+            end: The one behind the last.
+            output: Receives 16 logits for each panel.
+            stride: Elements from one row of them to the next.
+        """
+        var x_stride = self.groups * GROUP // 2
+        for first in range(0, self.rows, _TOGETHER):
+            comptime for rows in range(1, _TOGETHER + 1):
+                if min(_TOGETHER, self.rows - first) == rows:
+                    for panel in range(begin, end):
+                        _rough_tile[rows](
+                            self._rounded.unsafe_offset(first * x_stride),
+                            x_stride,
+                            self._scales.unsafe_offset(first),
+                            self._x.unsafe_offset(first * (2 * x_stride + 1) + 2 * x_stride),
+                            2 * x_stride + 1,
+                            self._panel(panel),
+                            self.groups,
+                            output.unsafe_offset(first * stride + (panel - begin) * PANEL),
+                            stride,
+                        )
+
+    @always_inline
+    def bounds[width: Int](self, row: Int, token: Int) -> SIMD[DType.float32, width]:
+        """How far the rough logits of neighbouring tokens of one panel may be from their logits.
+
+        Args:
+            row: The state.
+            token: The first token.
+        """
+        var errors = self._panel(token // PANEL).unsafe_bitcast[Float32]()
+        var error = errors.unsafe_load[width=width](token % PANEL)
+        var norm = errors.unsafe_load[width=width](PANEL + token % PANEL)
+        return error * self._norms[unsafe_offset=row] + norm * self._errors[unsafe_offset=row]

@@ -1,0 +1,94 @@
+"""The hidden states whose logits are wanted, and their logits in full: logit[b, v] = sum over k of h[b, k] * E[v, k].
+
+E is the vocabulary (V, D), row by row. Cost of a logit: 2*D operations, D elements of E from memory.
+"""
+
+from std.collections import Array
+from std.memory.alloc import unsafe_alloc
+
+from ..cpu.epilogue import Epilogue
+from ..cpu.tile import WIDTH, widened
+from ..data import Data
+
+comptime _SUMS = 4
+"""Sums side by side, so that no addition waits for the one before."""
+
+
+@fieldwise_init
+struct StoreEpilogue(Epilogue):
+    """Stores the sums as they are."""
+
+    var output: Data[DType.float32]
+    var stride: Int
+
+    @always_inline
+    def store[width: Int](self, row: Int, column: Int, sums: SIMD[DType.float32, width]):
+        """Stores one piece of a row."""
+        self.output.unsafe_store(row * self.stride + column, sums)
+
+
+struct States(TrivialRegisterPassable):
+    """Copies of hidden states in float32, one behind the other."""
+
+    var data: Data[DType.float32]
+    """`count x depth`."""
+    var count: Int
+    """States."""
+    var depth: Int
+    """D."""
+
+    def __init__[
+        dtype: DType, //
+    ](out self, hidden: Data[dtype], at: Data[DType.int32], batch: Int, length: Int, depth: Int):
+        """Copies `hidden[b, at[b]]` for every b where `at[b]` is not negative; `free` is to be called.
+
+        Parameters:
+            dtype: Of the hidden states.
+
+        Args:
+            hidden: `batch x length x depth`.
+            at: `batch`.
+            batch: B.
+            length: T.
+            depth: D.
+        """
+        self.data = unsafe_alloc[Float32](batch * depth)
+        self.count = 0
+        self.depth = depth
+        for b in range(batch):
+            var t = Int(at[unsafe_offset=b])
+            if t >= 0:
+                var state = hidden.unsafe_offset((b * length + t) * depth)
+                for k in range(depth):
+                    self.data[unsafe_offset=self.count * depth + k] = state[unsafe_offset=k].cast[DType.float32]()
+                self.count += 1
+
+    def free(self):
+        """Releases the copies."""
+        self.data.unsafe_free()
+
+    @no_inline
+    def logit[dtype: DType, //](self, row: Int, vocabulary: Data[dtype], token: Int) -> Float32:
+        """Computes one logit in full.
+
+        Parameters:
+            dtype: Of the vocabulary.
+
+        Args:
+            row: The state.
+            vocabulary: Rows of `depth`.
+            token: Which of them.
+        """
+        comptime step = _SUMS * WIDTH
+        var h = self.data.unsafe_offset(row * self.depth)
+        var e = vocabulary.unsafe_offset(token * self.depth)
+        var sums = Array[SIMD[DType.float32, WIDTH], _SUMS](fill=SIMD[DType.float32, WIDTH](0))
+        var whole = self.depth // step * step
+        for k in range(0, whole, step):
+            comptime for i in range(_SUMS):
+                var x = h.unsafe_load[width=WIDTH](k + i * WIDTH)
+                sums[i] = widened(e, k + i * WIDTH).fma(x, sums[i])
+        var total = ((sums[0] + sums[1]) + (sums[2] + sums[3])).reduce_add()
+        for k in range(whole, self.depth):
+            total = e[unsafe_offset=k].cast[DType.float32]().fma(h[unsafe_offset=k], total)
+        return total
