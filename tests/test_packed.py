@@ -98,6 +98,13 @@ def test_numbers_that_are_none(checkpoint, cache, bad):
     assert list(cache.iterdir()) == []
 
 
+def test_what_float16_cannot_hold(checkpoint):
+    checkpoint.tensors["encoder.blocks.0.mlp.2.weight"] = np.full((64, 256), 70000, np.float32)
+    packed.pack(checkpoint, "float32")
+    with pytest.raises(CheckpointError, match=r"encoder\.blocks\.0\.mlp\.2\.weight is too large for float16: load the"):
+        packed.pack(checkpoint, "float16")
+
+
 def test_a_cache_that_cannot_be_written_to(checkpoint, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("MAX_WHISPER_CACHE", str(tmp_path / "file"))

@@ -123,7 +123,7 @@ def pack(checkpoint: Checkpoint, dtype: str, device: str = "cpu") -> dict[str, n
     """Packs all weights of a checkpoint.
 
     Raises:
-        CheckpointError: A weight holds NaN or infinity: the checkpoint is corrupt.
+        CheckpointError: A weight holds NaN or infinity: the checkpoint is corrupt; or it is too large for the dtype.
     """
     return {name: _cook(name, recipe, checkpoint) for name, recipe in recipes(checkpoint.dims, dtype, device).items()}
 
@@ -198,6 +198,10 @@ def _cook(name: str, recipe: Recipe, checkpoint: Checkpoint) -> np.ndarray:
             "the file is corrupt, fetch it again"
         )
     packed = recipe.pack(stack)
+    if packed.dtype == np.float16 and not np.isfinite(packed).all():
+        raise CheckpointError(
+            f"{checkpoint.source}: {name} is too large for float16: load the model with dtype='float32'"
+        )
     assert packed.shape == recipe.shape, f"{name}: packed to {packed.shape}, expected {recipe.shape}"
     return packed
 
@@ -216,14 +220,18 @@ def _matrix(sources: list[str], outputs: int, inputs: int, to: Format) -> Recipe
 def _vocabulary(name: str, tokens: int, state: int, to: Format) -> dict[str, Recipe]:
     sources = [f"{name}.weight"]
     result = {f"{name}.weight": _recipe((tokens, state), to.vocabulary, sources, cast)}
-    if to.device == "cpu":
-        result[f"{name}.rotation"] = Recipe(
-            screen.rotation_shape(state), "float16", tuple(sources), screen.pack_rotation
-        )
-        result[f"{name}.screen"] = Recipe(
-            screen.screen_shape(tokens, state), "int8", tuple(sources), screen.pack_screen
-        )
+    if to.device == "cpu":  # of the vocabulary as it is kept, so that bounds hold for it
+        for part, shape, dtype, pack in (
+            ("rotation", screen.rotation_shape(state), "float16", screen.pack_rotation),
+            ("screen", screen.screen_shape(tokens, state), "int8", screen.pack_screen),
+        ):
+            kept = partial(_of_rounded, pack=pack, dtype=to.vocabulary)
+            result[f"{name}.{part}"] = Recipe(shape, dtype, tuple(sources), kept)
     return result
+
+
+def _of_rounded(values: np.ndarray, pack: Callable[[np.ndarray], np.ndarray], dtype: str) -> np.ndarray:
+    return pack(cast(values, dtype))
 
 
 def _layer_norm(name: str, state: int, to: Format) -> dict[str, Recipe]:

@@ -196,7 +196,7 @@ def embeddings(rng: np.random.Generator, tokens: int, depth: int) -> np.ndarray:
     return (rng.standard_normal((tokens, depth)) * widths / 50 + rng.standard_normal(depth) / 30).astype(np.float16)
 
 
-@pytest.mark.parametrize(("tokens", "depth"), [(1, 64), (17, 61), (300, 64), (5000, 384)])
+@pytest.mark.parametrize(("tokens", "depth"), [(1, 64), (17, 61), (300, 64), (5000, 384), (1500, 1280)])
 def test_logits_are_within_the_bounds(rng, tokens, depth):
     vocabulary = embeddings(rng, tokens, depth)
     hidden = 20 * rng.standard_normal((7, depth))
@@ -221,6 +221,13 @@ def test_reads_what_may_win_and_nothing_else(rng, batch):
     np.testing.assert_array_equal(picked, logits.argmax(-1))
     expected = references.log_softmax(logits)[np.arange(batch), picked]
     np.testing.assert_allclose(log_probs, expected, atol=LOG_PROBABILITY)
+
+
+@pytest.mark.parametrize(("tokens", "depth"), [(31, 512), (1500, 1280)])
+def test_states_of_other_models(rng, tokens, depth):
+    hidden, at = 20 * rng.standard_normal((3, 2, depth), dtype=np.float32), np.array([0, 1, 1], np.int32)
+    mask, rules = np.zeros(tokens, np.uint8), np.array([EVERYTHING] * 3, np.int32)
+    check_picks([hidden, at, embeddings(rng, tokens, depth), mask, rules])
 
 
 def test_tokens_that_the_screen_cannot_tell_apart(rng):
