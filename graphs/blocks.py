@@ -16,6 +16,7 @@ class Weights:
     Args:
         recipes: What every packed weight is, see `max_whisper.packed`.
         caches: Element type of the decoder's keys and values.
+        attention: What the encoder's attention rounds to, None for nothing, see `ops.self_attention`.
         device: Where they live.
         prefix: Put before every name.
 
@@ -23,8 +24,11 @@ class Weights:
         dtype: Element type of what flows between the layers: float32 on a CPU, that of the weights on a GPU.
     """
 
-    def __init__(self, recipes: dict[str, Recipe], caches: DType, device: DeviceRef, prefix: str = "") -> None:
-        self.recipes, self.caches, self.device, self.prefix = recipes, caches, device, prefix
+    def __init__(
+        self, recipes: dict[str, Recipe], caches: DType, attention: DType | None, device: DeviceRef, prefix: str = ""
+    ) -> None:
+        self.recipes, self.caches, self.attention, self.device = recipes, caches, attention, device
+        self.prefix = prefix
         self.dtype = DType.float32 if device.is_cpu() else DType[next(iter(recipes.values())).dtype]
 
     def __getitem__(self, name: str) -> TensorValue:
@@ -35,7 +39,7 @@ class Weights:
 
     def at(self, prefix: str) -> "Weights":
         """The weights whose names begin with `prefix` and a dot."""
-        return Weights(self.recipes, self.caches, self.device, f"{self.prefix}{prefix}.")
+        return Weights(self.recipes, self.caches, self.attention, self.device, f"{self.prefix}{prefix}.")
 
 
 def layer_norm(x: TensorValue, w: Weights) -> TensorValue:
@@ -61,7 +65,7 @@ def add_layer_norm(x: TensorValue, residual: TensorValue, w: Weights) -> tuple[T
 def encoder_block(x: TensorValue, w: Weights, *, heads: int) -> TensorValue:
     """Self-attention and MLP of the encoder: (B, S, d) -> (B, S, d)."""
     qkv = linear(layer_norm(x, w.at("attn_ln")), w.at("attn.qkv"))
-    attended = ops.self_attention(qkv, heads=heads)
+    attended = ops.self_attention(qkv, heads=heads, dtype=w.attention)
     x, normed = add_layer_norm(linear(attended, w.at("attn.out")), x, w.at("mlp_ln"))
     return mlp(normed, x, w.at("mlp"))
 

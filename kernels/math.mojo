@@ -66,6 +66,15 @@ def _horner[
 
 
 @always_inline
+def larger[
+    width: SIMDLength, //
+](x: SIMD[DType.float32, width], y: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
+    """The larger of two registers' lanes, or x where y is NaN: one instruction of x86 instead of the three of `max`, which
+    looks for NaN in x, too."""
+    return y.gt(x).select(y, x)
+
+
+@always_inline
 def exp2[width: SIMDLength, //](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
     """Computes 2^x.
 

@@ -49,6 +49,16 @@ def test_amx_that_the_operating_system_refuses(cpu, monkeypatch):
         target.cpu_target()
 
 
+@pytest.mark.parametrize(
+    ("best", "expected"),
+    [("sapphirerapids", True), ("cooperlake", True), ("cascadelake", False), ("x86-64-v3", False)],
+)
+def test_bfloat16_is_multiplied_where_there_are_instructions(cpu, best, expected):
+    names = [level.name for level in target.CPU_LEVELS]
+    cpu(*names[names.index(best) :])
+    assert target.multiplies_bfloat16() is expected
+
+
 def test_asking_for_amx_where_there_is_none():
     if "amx_tile" in target.cpu_features():
         pytest.skip("this CPU has AMX")

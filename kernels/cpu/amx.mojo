@@ -20,6 +20,7 @@ from std.memory import bitcast, stack_allocation
 from std.sys import llvm_intrinsic
 
 from ..data import Data
+from .operand import HARDWARE_AMX
 
 comptime TILE_ROWS = 16
 """Rows of a register."""
@@ -53,8 +54,8 @@ trait TileUnit(TrivialRegisterPassable):
         """Fills register c with zeros."""
         ...
 
-    def load[t: Int](self, x: Data[DType.int32]):
-        """Fills register t from 1 KB."""
+    def load[t: Int](self, x: Data[DType.int32], stride: Int = 16):
+        """Fills register t from 16 rows of 64 bytes, `stride` elements apart."""
         ...
 
     def multiply[operand: DType, c: Int, a: Int, b: Int](self):
@@ -103,9 +104,9 @@ struct HardwareTiles(TileUnit):
         llvm_intrinsic["llvm.x86.tilezero", NoneType](Int8(c))
 
     @always_inline
-    def load[t: Int](self, x: Data[DType.int32]):
+    def load[t: Int](self, x: Data[DType.int32], stride: Int = 16):
         """Loads a register."""
-        llvm_intrinsic["llvm.x86.tileloadd64", NoneType](Int8(t), x, Int64(64))
+        llvm_intrinsic["llvm.x86.tileloadd64", NoneType](Int8(t), x, Int64(4 * stride))
 
     @always_inline
     def multiply[operand: DType, c: Int, a: Int, b: Int](self):
@@ -149,10 +150,10 @@ struct EmulatedTiles(TileUnit):
         for row in range(TILE_ROWS):
             self._row[c](row).unsafe_store(0, SIMD[DType.int32, 16](0))
 
-    def load[t: Int](self, x: Data[DType.int32]):
+    def load[t: Int](self, x: Data[DType.int32], stride: Int = 16):
         """Loads a register."""
         for row in range(TILE_ROWS):
-            self._row[t](row).unsafe_store(0, x.unsafe_load[width=16](row * 16))
+            self._row[t](row).unsafe_store(0, x.unsafe_load[width=16](row * stride))
 
     def multiply[operand: DType, c: Int, a: Int, b: Int](self):
         """Multiplies and adds, 4 bytes of k at a time."""
@@ -179,9 +180,13 @@ struct EmulatedTiles(TileUnit):
             y.unsafe_store(row * stride, self._row[c](row).unsafe_load[width=16](0))
 
 
+comptime Tiles = HardwareTiles if HARDWARE_AMX else EmulatedTiles
+"""The tile unit of this CPU, or its picture."""
+
+
 @no_inline
 def multiply_tiles[
-    T: TileUnit, //, operand: DType, strips: Int, panels: Int
+    T: TileUnit, //, operand: DType, strips: Int, panels: Int, accumulate: Bool = False
 ](
     tiles: T,
     a: Data[DType.int32],
@@ -200,6 +205,7 @@ def multiply_tiles[
         operand: DType.bfloat16 or DType.int8.
         strips: Strips of a.
         panels: Panels of b.
+        accumulate: Whether to add to the sums that are there.
 
     Args:
         tiles: The tile unit, after `begin`.
@@ -213,8 +219,17 @@ def multiply_tiles[
         sums_stride: From one row of the sums to the next.
     """
     comptime size = TILE_BYTES // 4
-    comptime for c in range(strips * panels):
-        tiles.clear[c]()
+
+    @always_inline
+    def place(s: Int, p: Int) {imm sums, imm sums_stride} -> Data[DType.int32]:
+        return sums.unsafe_offset(s * TILE_ROWS * sums_stride + p * 16)
+
+    comptime for s in range(strips):
+        comptime for p in range(panels):
+            comptime if accumulate:
+                tiles.load[s * panels + p](place(s, p), sums_stride)
+            else:
+                tiles.clear[s * panels + p]()
 
     @always_inline
     def add(i: Int, b_i: Data[DType.int32], stride: Int) {imm tiles, imm a, imm a_strip_stride}:
@@ -233,4 +248,4 @@ def multiply_tiles[
 
     comptime for s in range(strips):
         comptime for p in range(panels):
-            tiles.store[s * panels + p](sums.unsafe_offset(s * TILE_ROWS * sums_stride + p * 16), sums_stride)
+            tiles.store[s * panels + p](place(s, p), sums_stride)

@@ -56,9 +56,23 @@ def _ask_for(x: Data[DType.int32]):
 
 @no_inline
 def _dot_tile[
-    operand: DType, rows: Int, panels: Int
-](a: Data[DType.int32], a_stride: Int, b: Data[DType.int32], b_panel_stride: Int, count: Int, sums: Data[DType.int32]):
+    operand: DType, accumulate: Bool, rows: Int, panels: Int
+](
+    a: Data[DType.int32],
+    a_stride: Int,
+    b: Data[DType.int32],
+    b_panel_stride: Int,
+    count: Int,
+    sums: Data[DType.int32],
+    sums_stride: Int,
+):
     """Stores the sums of one strip of `rows` rows and `panels` panels.
+
+    Parameters:
+        operand: Type of a's values.
+        accumulate: Whether to add to the sums that are there.
+        rows: Rows of the strip.
+        panels: Panels.
 
     Args:
         a: The strip.
@@ -67,10 +81,15 @@ def _dot_tile[
         b_panel_stride: Times 4 bytes from one panel to the next.
         count: Rows of a panel.
         sums: Receives int32, or float32 for bfloat16.
+        sums_stride: Elements from one row of the sums to the next.
     """
     comptime columns = panels * VECTORS
     comptime parts = 2 if operand == DType.int16 else 1  # operands in 4 bytes of b: 4 of int8 are 2 times 2 of int16
     var totals = Array[SIMD[DType.int32, WIDTH], rows * columns](fill=SIMD[DType.int32, WIDTH](0))
+    comptime if accumulate:
+        comptime for i in range(rows):
+            comptime for j in range(columns):
+                totals[i * columns + j] = sums.unsafe_load[width=WIDTH](i * sums_stride + j * WIDTH)
     for k in range(count):
         comptime if rows == 1:
             comptime for p in range(panels):
@@ -92,11 +111,11 @@ def _dot_tile[
                     totals[i] = _settled(totals[i])
     comptime for i in range(rows):
         comptime for j in range(columns):
-            sums.unsafe_store(i * SUMS + j * WIDTH, totals[i * columns + j])
+            sums.unsafe_store(i * sums_stride + j * WIDTH, totals[i * columns + j])
 
 
-def _dot_tiles[
-    operand: DType
+def dot_tiles[
+    operand: DType, accumulate: Bool = False
 ](
     rows: Int,
     panels: Int,
@@ -106,18 +125,41 @@ def _dot_tiles[
     b_panel_stride: Int,
     count: Int,
     sums: Data[DType.int32],
+    sums_stride: Int,
 ):
-    """Stores the sums of one strip and some panels, up to `tile_panels(rows)`."""
+    """Stores the sums of one strip and some panels, up to `tile_panels(rows)`; arguments as for `_dot_tile`.
+
+    Parameters:
+        operand: Type of a's values. Only int16 comes in strips of less than ROWS rows.
+        accumulate: Whether to add to the sums that are there.
+
+    Args:
+        rows: Rows of the strip.
+        panels: Panels.
+        a: The strip.
+        a_stride: Times 4 bytes from one row of it to the next.
+        b: First row of values of the first panel.
+        b_panel_stride: Times 4 bytes from one panel to the next.
+        count: Rows of a panel.
+        sums: Receives int32, or float32 for bfloat16.
+        sums_stride: Elements from one row of the sums to the next.
+    """
     comptime for r in range(1 if operand == DType.int16 else ROWS, ROWS + 1):
         if rows == r:
             comptime together = tile_panels(r)
             if panels == together:
-                _dot_tile[operand, r, together](a, a_stride, b, b_panel_stride, count, sums)
+                _dot_tile[operand, accumulate, r, together](a, a_stride, b, b_panel_stride, count, sums, sums_stride)
                 return
             comptime if together > 1:
                 for p in range(panels):
-                    _dot_tile[operand, r, 1](
-                        a, a_stride, b.unsafe_offset(p * b_panel_stride), 0, count, sums.unsafe_offset(p * PANEL)
+                    _dot_tile[operand, accumulate, r, 1](
+                        a,
+                        a_stride,
+                        b.unsafe_offset(p * b_panel_stride),
+                        0,
+                        count,
+                        sums.unsafe_offset(p * PANEL),
+                        sums_stride,
                     )
 
 
@@ -243,7 +285,7 @@ def multiply_dots[
             for row in range(first, last, strip):
                 var rows = min(strip, last - row)
                 var a_strip = packed.unsafe_offset((row - first) * words)
-                _dot_tiles[operand](strip, panels, a_strip, words, values, stride, count, sums)
+                dot_tiles[operand](strip, panels, a_strip, words, values, stride, count, sums, SUMS)
                 comptime if operand != DType.bfloat16:
                     scale_sums[operand](
                         sums,

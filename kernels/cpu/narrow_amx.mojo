@@ -15,13 +15,11 @@ from std.memory import stack_allocation
 from std.memory.alloc import unsafe_alloc
 
 from ..data import Data
-from .amx import REGISTERS, TILE_BYTES, TILE_ROWS, EmulatedTiles, HardwareTiles, multiply_tiles
+from .amx import REGISTERS, TILE_BYTES, TILE_ROWS, Tiles, multiply_tiles
 from .epilogue import Epilogue, finish
 from .narrow import BLOCK_BYTES, scale_sums
 from .operand import HARDWARE_AMX, pack_strip
 from .tile import PANEL, group, panel_rows, scale_rows
-
-comptime Tiles = HardwareTiles if HARDWARE_AMX else EmulatedTiles
 
 comptime WORDS = TILE_BYTES // 4
 """Times 4 bytes of a register."""

@@ -140,15 +140,21 @@ def _scale[operand: DType](x: Data[DType.float32], depth: Int) -> Float32:
 
 
 @always_inline
+def round_bfloat16(x: SIMD[DType.float32, 16]) -> SIMD[DType.int32, 16]:
+    """The bits of the nearest bfloat16, ties to even, in the lower half of each word; what the upper holds does not count.
+    """
+    var bits = bitcast[DType.int32, 16](x)
+    var nearest = bits + 0x7FFF + ((bits >> 16) & 1)
+    return x.ne(x).select(bits | 0x400000, nearest) >> 16  # what is NaN stays NaN
+
+
+@always_inline
 def _operands[operand: DType](x: SIMD[DType.float32, 16], inverse: Float32) -> SIMD[DType.int32, 16 // lanes[operand]]:
     """16 neighbouring values of a row, rounded: to bfloat16, or to the integers nearest to x * inverse, ties to even.
     """
     comptime words = 16 // lanes[operand]
     comptime if operand == DType.bfloat16:
-        var bits = bitcast[DType.int32, 16](x)
-        var nearest = bits + 0x7FFF + ((bits >> 16) & 1)
-        var rounded = x.ne(x).select(bits | 0x400000, nearest) >> 16  # what is NaN stays NaN
-        return bitcast[DType.int32, words](rounded.cast[DType.int16]())
+        return bitcast[DType.int32, words](round_bfloat16(x).cast[DType.int16]())
     else:
         var bits = bitcast[DType.int32, 16](x.fma(SIMD[DType.float32, 16](inverse), SIMD[DType.float32, 16](_ROUND)))
         comptime if operand == DType.int16:

@@ -11,6 +11,7 @@ named after the algorithm; which body runs where is decided in its file here.
     whisper_pack_heads          rows (B, S, N)                                        -> keys, values
     whisper_attention           queries (B, T, N), keys, values                       -> (B, T, H*64)
     whisper_self_attention      rows (B, S, 3*H*64), GPU only                         -> (B, S, H*64)
+    whisper_packed_self_attention   ... and keys, values of bfloat16, CPU only         -> (B, S, H*64)
     whisper_cached_attention    rows (B, T, 3*H*64), past (B), cache in place         -> (B, T, H*64)
     whisper_embed               tokens (B, T), past (B), vocabulary, positions        -> (B, T, D)
     whisper_greedy              hidden (B, T, D), at (B), vocabulary, rules           -> tokens (B), log probs (B)
@@ -21,7 +22,7 @@ Batch is always the first dimension; M stands for the product of all leading dim
 out once (`max_whisper.packing`): on CPUs in panels of 16 columns, see `cpu/tile.mojo`; on GPUs a weight is a plain (N, K) matrix.
 """
 
-from .attention import AttentionOp, CachedAttention, PackHeads, SelfAttention
+from .attention import AttentionOp, CachedAttention, PackedSelfAttention, PackHeads, SelfAttention
 from .conv1d import Conv1d, Conv1dPositions
 from .embedding import Embed
 from .layer_norm import AddLayerNorm, LayerNorm

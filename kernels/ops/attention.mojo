@@ -1,6 +1,7 @@
 """The ops of attention: laying keys and values out, attention over all keys, causal attention over a KV cache.
 
-Keys lie in panels of 16 on a CPU, (B, H, ceil(S/16), 64, 16), and like values on a GPU, (B, H, S, 64)."""
+Keys lie in panels of 16 on a CPU, (B, H, ceil(S/16), 64, 16), and like values on a GPU, (B, H, S, 64). In bfloat16 on a CPU
+both lie in pairs: `attention/heads.mojo`."""
 
 import extensibility
 from extensibility import InputTensor, OutputTensor, _MutableInputTensor
@@ -8,9 +9,12 @@ from max.gpu.host import DeviceContext
 from std.math import ceildiv
 from std.utils import IndexList
 
-from ..attention.cpu import HEAD, Attention
+from ..attention.cpu import Attention
 from ..attention.gpu.launch import AttentionOnGPU, enqueue_pack_heads
-from ..attention.heads import store_heads
+from ..attention.heads import KEY_GROUP, store_bfloat16_heads, store_heads
+from ..attention.strip import HEAD
+from ..attention.strip_bfloat16 import Bfloat16Strips
+from ..attention.strip_float32 import Float32Strips
 from ..cpu.tile import PANEL
 from ..data import Data, data, require, require_contiguous, require_size
 
@@ -18,14 +22,14 @@ from ..data import Data, data, require, require_contiguous, require_size
 @extensibility.register("whisper_pack_heads")
 struct PackHeads:
     """Packs keys and values for attention: rows (B, S, N), whose last 2*H*64 columns are keys and values,
-    -> keys of the device's layout, values (B, H, S, 64)."""
+    -> keys and values of the device's layout."""
 
     @staticmethod
     def execute[
-        dtype: DType, cache_type: DType, keys_rank: Int, //, target: StaticString
+        dtype: DType, cache_type: DType, keys_rank: Int, values_rank: Int, //, target: StaticString
     ](
         keys: OutputTensor[dtype=cache_type, rank=keys_rank, ...],
-        values: OutputTensor[dtype=cache_type, rank=4, ...],
+        values: OutputTensor[dtype=cache_type, rank=values_rank, ...],
         rows: InputTensor[dtype=dtype, rank=3, ...],
         ctx: DeviceContext,
     ) raises:
@@ -34,17 +38,29 @@ struct PackHeads:
         var length = rows.dim_size(1)
         var columns = rows.dim_size(2)
         var heads = values.dim_size(1)
-        _require_keys_and_values[target, op](keys.shape(), values.shape(), batch)
-        require_size(values.dim_size(2), length, op, "S of the values")
         _require_columns[op](columns, 2 * heads * HEAD, "rows")
         require_contiguous(rows, op, "rows")
-        comptime if target == "cpu":
-            store_heads(data(keys), data(values), length, data(rows), columns, None, batch, heads, length)
-        else:
-            var first = data(rows).unsafe_offset(columns - 2 * heads * HEAD)
-            enqueue_pack_heads(
-                _as[dtype](data(keys)), _as[dtype](data(values)), first, columns, batch, heads, length, ctx
+        comptime if target == "cpu" and cache_type == DType.bfloat16:
+            _require_pairs[op](keys.shape(), values.shape(), batch, length)
+            store_bfloat16_heads(
+                _as[DType.bfloat16](data(keys)),
+                _as[DType.bfloat16](data(values)),
+                _as[DType.float32](data(rows)),
+                columns,
+                batch,
+                heads,
+                length,
             )
+        else:
+            _require_keys_and_values[target, op](keys.shape(), values.shape(), batch)
+            require_size(values.dim_size(2), length, op, "S of the values")
+            comptime if target == "cpu":
+                store_heads(data(keys), data(values), length, data(rows), columns, None, batch, heads, length)
+            else:
+                var first = data(rows).unsafe_offset(columns - 2 * heads * HEAD)
+                enqueue_pack_heads(
+                    _as[dtype](data(keys)), _as[dtype](data(values)), first, columns, batch, heads, length, ctx
+                )
 
 
 @extensibility.register("whisper_attention")
@@ -76,7 +92,7 @@ struct AttentionOp:
         require_contiguous(keys, op, "keys")
         require_contiguous(values, op, "values")
         comptime if target == "cpu":
-            Attention(
+            Attention[Float32Strips[dtype, cache_type]](
                 data(output),
                 data(queries),
                 columns,
@@ -145,6 +161,47 @@ struct SelfAttention:
         ).enqueue(ctx)
 
 
+@extensibility.register("whisper_packed_self_attention")
+struct PackedSelfAttention:
+    """Computes attention of all rows over all rows, on a CPU, in bfloat16: rows (B, S, N) whose first H*64 columns are
+    queries, their keys and values from `whisper_pack_heads` in bfloat16 -> (B, S, H*64)."""
+
+    @staticmethod
+    def execute[
+        target: StaticString
+    ](
+        output: OutputTensor[dtype=DType.float32, rank=3, ...],
+        rows: InputTensor[dtype=DType.float32, rank=3, ...],
+        keys: InputTensor[dtype=DType.bfloat16, rank=5, ...],
+        values: InputTensor[dtype=DType.bfloat16, rank=5, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime assert target == "cpu", "packed_self_attention has no GPU body: self_attention reads rows"
+        comptime op = "packed_self_attention"
+        var batch = rows.dim_size(0)
+        var length = rows.dim_size(1)
+        var columns = rows.dim_size(2)
+        var heads = values.dim_size(1)
+        _require_pairs[op](keys.shape(), values.shape(), batch, length)
+        _require_columns[op](columns, heads * HEAD, "rows")
+        _require_output[op](output.shape(), batch, length, heads)
+        require_contiguous(rows, op, "rows")
+        require_contiguous(keys, op, "keys")
+        require_contiguous(values, op, "values")
+        Attention[Bfloat16Strips](
+            data(output),
+            data(rows),
+            columns,
+            data(keys),
+            data(values),
+            length,
+            None,
+            batch,
+            heads,
+            length,
+        ).run[causal=False]()
+
+
 @extensibility.register("whisper_cached_attention")
 struct CachedAttention:
     """Computes causal attention over a KV cache, after appending to it in place: rows (B, T, 3*H*64) of queries, keys and
@@ -191,7 +248,7 @@ struct CachedAttention:
                     ),
                 )
             store_heads(data(keys), data(values), capacity, data(rows), columns, data(past), batch, heads, length)
-            Attention(
+            Attention[Float32Strips[dtype, cache_type]](
                 data(output),
                 data(rows),
                 columns,
@@ -223,19 +280,21 @@ struct CachedAttention:
 
 
 def _as[dtype: DType](x: Data) -> Data[dtype]:
-    """The address, once it is sure that the elements have this dtype: on a GPU, keys and values have that of the rows.
-    """
-    comptime assert x.T.dtype == dtype, "on a GPU, keys and values have the dtype of the rows"
+    """The address, once it is sure that the elements have this dtype."""
+    comptime assert (
+        x.T.dtype == dtype
+    ), "on a GPU, keys and values have the dtype of the rows; on a CPU they are made of float32"
     return x.unsafe_bitcast[Scalar[dtype]]()
 
 
 def _require_keys_and_values[
-    keys_rank: Int, //, target: StaticString, op: StaticString
-](keys: IndexList[keys_rank, ...], values: IndexList[4, ...], batch: Int) raises:
+    keys_rank: Int, values_rank: Int, //, target: StaticString, op: StaticString
+](keys: IndexList[keys_rank, ...], values: IndexList[values_rank, ...], batch: Int) raises:
     """Raises unless keys and values have the device's layout and B batch rows.
 
     Parameters:
         keys_rank: 5 on a CPU, 4 on a GPU.
+        values_rank: 4.
         target: The device.
         op: The op that asks.
 
@@ -244,6 +303,7 @@ def _require_keys_and_values[
         values: Shape of the values.
         batch: B.
     """
+    comptime assert values_rank == 4, "values are (B, H, S, 64)"
     require_size(values[0], batch, op, "B of the values")
     require_size(values[3], HEAD, op, "the size of a head")
     require_size(keys[0], batch, op, "B of the keys")
@@ -257,6 +317,34 @@ def _require_keys_and_values[
         comptime assert keys_rank == 4, "on a GPU, keys are (B, H, S, 64)"
         require_size(keys[2], values[2], op, "the number of keys")
         require_size(keys[3], HEAD, op, "the size of a head of the keys")
+
+
+def _require_pairs[
+    keys_rank: Int, values_rank: Int, //, op: StaticString
+](keys: IndexList[keys_rank, ...], values: IndexList[values_rank, ...], batch: Int, length: Int) raises:
+    """Raises unless keys and values have a CPU's layout of pairs of bfloat16, B batch rows and S rows.
+
+    Parameters:
+        keys_rank: 5.
+        values_rank: 5.
+        op: The op that asks.
+
+    Args:
+        keys: Shape of the keys.
+        values: Shape of the values.
+        batch: B.
+        length: S.
+    """
+    comptime assert keys_rank == 5 and values_rank == 5, "on a CPU, keys and values of bfloat16 have rank 5"
+    require_size(values[0], batch, op, "B of the values")
+    require_size(values[2], HEAD // PANEL, op, "the panels of a head of the values")
+    require_size(values[3], PANEL * ceildiv(length, KEY_GROUP), op, "the number of pairs of values")
+    require_size(values[4], 2 * PANEL, op, "the width of a panel of values")
+    require_size(keys[0], batch, op, "B of the keys")
+    require_size(keys[1], values[1], op, "H of the keys")
+    require_size(keys[2], ceildiv(length, PANEL), op, "the number of panels of keys")
+    require_size(keys[3], HEAD // 2, op, "the pairs of a head of the keys")
+    require_size(keys[4], 2 * PANEL, op, "the width of a panel of keys")
 
 
 def _require_columns[op: StaticString](found: Int, least: Int, name: StaticString) raises:

@@ -147,5 +147,7 @@ def compile_graphs(dims: ModelDimensions, device: str, dtype: str, path: Path) -
     module = GraphModule()
     caches = DType[packed.Format.of(dtype, device).caches]
     reference = DeviceRef.GPU() if device == "gpu" else DeviceRef.CPU()
-    graphs.build(module, dims, Weights(packed.recipes(dims, dtype, device), caches, reference))
+    pairs = device == "cpu" and dtype in packed.ROUNDED and target.multiplies_bfloat16()
+    weights = Weights(packed.recipes(dims, dtype, device), caches, DType.bfloat16 if pairs else None, reference)
+    graphs.build(module, dims, weights)
     module.compile().export_mef(path)

@@ -98,10 +98,12 @@ def pack_heads(rows: TensorValue, *, heads: int, dtype: DType | None = None) -> 
         dtype: Element type of keys and values; that of the rows if not given, and always on a GPU.
 
     Returns:
-        keys, see `keys_shape`, and values (B, H, S, 64).
+        keys, see `keys_shape`, and values (B, H, S, 64); in bfloat16 on a CPU `packing.pairs_shapes`.
     """
     batch, length, _ = rows.shape
     shapes = keys_shape(batch, heads, length, rows.device), [batch, heads, length, HEAD]
+    if rows.device.is_cpu() and dtype == DType.bfloat16:
+        shapes = packing.pairs_shapes(batch, heads, length)
     types = [TensorType(dtype or rows.dtype, shape, device=rows.device) for shape in shapes]
     keys, values = _custom("whisper_pack_heads", [rows], types)
     return keys, values
@@ -122,19 +124,24 @@ def attention(queries: TensorValue, keys: TensorValue, values: TensorValue) -> T
     return _custom("whisper_attention", [queries, keys, values], [out])[0]
 
 
-def self_attention(rows: TensorValue, *, heads: int) -> TensorValue:
+def self_attention(rows: TensorValue, *, heads: int, dtype: DType | None = None) -> TensorValue:
     """Fused attention of all rows over all rows. A GPU reads keys and values where they lie, a CPU packs them first.
 
     Args:
         rows: (B, S, 3 * heads * 64): queries, keys and values.
         heads: H.
+        dtype: What they are rounded to before they are multiplied: that of the rows if not given, or on a CPU bfloat16, for
+            AMX and AVX-512.
 
     Returns:
         (B, S, H * 64).
     """
-    if rows.device.is_cpu():
-        return attention(rows, *pack_heads(rows, heads=heads))
     out = _like(rows, [rows.shape[0], rows.shape[1], heads * HEAD])
+    if rows.device.is_cpu():
+        packed = pack_heads(rows, heads=heads, dtype=dtype)
+        if dtype == DType.bfloat16:
+            return _custom("whisper_packed_self_attention", [rows, *packed], [out])[0]
+        return attention(rows, *packed)
     return _custom("whisper_self_attention", [rows], [out])[0]
 
 

@@ -54,6 +54,10 @@ class Recipe:
     pack: Callable[[np.ndarray], np.ndarray]
 
 
+ROUNDED = ("bfloat16", "int8")
+"""Dtypes that checkpoints are rounded to: then keys and values are, too."""
+
+
 @dataclass(frozen=True)
 class Format:
     """Dtypes of a model's weights and of the keys and values that its decoder keeps, and which device reads them.
@@ -83,7 +87,7 @@ class Format:
             convolutions="float16" if dtype == "int8" else dtype,
             vectors="float32",
             vocabulary="float32" if dtype == "float32" else "float16",
-            caches="float16" if dtype in ("bfloat16", "int8") else "float32",
+            caches="float16" if dtype in ROUNDED else "float32",
         )
 
 

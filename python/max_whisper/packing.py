@@ -97,6 +97,15 @@ def keys_shape(batch: Any, heads: Any, length: Any, device: str = "cpu") -> list
     return [batch, heads, (length + PANEL - 1) // PANEL, HEAD_DIM, PANEL]
 
 
+def pairs_shapes(batch: Any, heads: Any, length: Any) -> tuple[list[Any], list[Any]]:
+    """Shapes of keys and values of bfloat16 on a CPU: of pairs, see `kernels/attention/heads.mojo`; arguments as above."""
+    pairs = (length + 2 * PANEL - 1) // (2 * PANEL) * PANEL
+    return (
+        [batch, heads, (length + PANEL - 1) // PANEL, HEAD_DIM // 2, 2 * PANEL],
+        [batch, heads, HEAD_DIM // PANEL, pairs, 2 * PANEL],
+    )
+
+
 def pack_filters(filters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Packs a bank of filters, each of which weighs a few neighbouring bins.
 

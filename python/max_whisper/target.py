@@ -127,6 +127,11 @@ def cpu_target(device: str = "cpu") -> str:
     return host_level(device)
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether CPU code is compiled for instructions that multiply bfloat16: attention then rounds to it what it can."""
+    return cpu_target() in ("sapphirerapids", "cooperlake", *EMULATIONS)
+
+
 def host_level(device: str = "cpu") -> str:
     """The best level of CPU_LEVELS that this machine has, AVX2 at most for a GPU; "host" on other architectures."""
     if platform.machine() != "x86_64":

@@ -1,13 +1,19 @@
-"""The products of the CPU being compiled for, on their own: `test_bodies.py` runs this program for CPUs that are not here.
+"""The products of the CPU being compiled for, and attention on its products of bfloat16: `test_bodies.py` runs this program
+for CPUs that are not here.
 
 Activations are integers that every operand holds exactly, so the products are exact: what a body leaves out or adds
 shows, however small. Shapes lie around the tiles' 3, 6, 12, 16 and 32 rows, 16 and 32 columns, and 2, 4, 32 and 64 k.
 """
 
-from std.math import ceildiv
+from std.math import ceildiv, exp
+from std.memory import bitcast
 from std.memory.alloc import unsafe_alloc
-from std.random import random_si64, seed
+from std.random import random_float64, random_si64, seed
 
+from kernels.attention.cpu import Attention
+from kernels.attention.heads import KEY_GROUP, store_bfloat16_group
+from kernels.attention.strip import HEAD
+from kernels.attention.strip_bfloat16 import Bfloat16Strips
 from kernels.cpu.epilogue import Epilogue
 from kernels.cpu.matmul import multiply_block
 from kernels.cpu.operand import operand_type
@@ -103,6 +109,102 @@ def check[dtype: DType](rows: Int, columns: Int, depth: Int) raises:
     panels.unsafe_free()
 
 
+def rounded(x: Float32) -> Float64:
+    """The nearest bfloat16, ties to even."""
+    var bits = bitcast[DType.uint32](x)
+    return Float64(bitcast[DType.float32]((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000))
+
+
+def check_attention(queries: Int, keys: Int, step: Float64) raises:
+    """Raises unless attention in bfloat16 is that of rounded queries, keys and values, but for the error of its weights.
+
+    Weights are within 0.73 % of a multiple of 2^x (`cpu/exp2.mojo`), so a weighted mean o of values v is within the mean of
+    0.0073 |v - o|, and the rounding of sums.
+
+    Args:
+        queries: How many, of one head.
+        keys: How many; there are as many rows as the larger number.
+        step: By how much scores grow from key to key, about: the largest comes last.
+    """
+    comptime heads = 2
+    comptime stride = 3 * heads * HEAD
+    var length = max(queries, keys)
+    var rows = unsafe_alloc[Float32](length * stride)
+    for i in range(length * stride):
+        rows[unsafe_offset=i] = Float32(random_float64(-2, 2))
+    for row in range(length):
+        for head in range(heads):
+            rows[unsafe_offset=row * stride + head * HEAD] = 4
+            rows[unsafe_offset=row * stride + (heads + head) * HEAD] = Float32(2 * step * Float64(row))
+    var panels = ceildiv(keys, 16)
+    var groups = ceildiv(keys, KEY_GROUP)
+    var k = unsafe_alloc[BFloat16](heads * panels * 16 * HEAD, alignment=64)
+    var v = unsafe_alloc[BFloat16](heads * groups * KEY_GROUP * HEAD, alignment=64)
+    for head in range(heads):
+        for group in range(groups):
+            store_bfloat16_group(k, v, rows, stride, heads, keys, head, group)
+    var output = unsafe_alloc[Float32](queries * heads * HEAD)
+    for i in range(queries * heads * HEAD):
+        output[unsafe_offset=i] = Float32(0) / 0
+    var attention = Attention[Bfloat16Strips](output, rows, stride, k, v, keys, None, 1, heads, queries)
+    var strips = Bfloat16Strips()
+    for head in range(heads):
+        for first in range(0, queries, Bfloat16Strips.query_block):
+            attention.block[causal=False](strips, 0, head, first, min(Bfloat16Strips.query_block, queries - first))
+    strips.end()
+    var p = unsafe_alloc[Float64](keys)
+    for head in range(heads):
+        for i in range(0, queries, 1 if queries * keys < 10000 else 61):
+            var largest = Float64.MIN
+            for j in range(keys):
+                var score = Float64(0)
+                for d in range(HEAD):
+                    score += rounded(rows[unsafe_offset=i * stride + head * HEAD + d]) * rounded(
+                        rows[unsafe_offset=j * stride + (heads + head) * HEAD + d]
+                    )
+                p[unsafe_offset=j] = score / 8
+                largest = max(largest, p[unsafe_offset=j])
+            var total = Float64(0)
+            for j in range(keys):
+                p[unsafe_offset=j] = exp(p[unsafe_offset=j] - largest)
+                total += p[unsafe_offset=j]
+            for d in range(HEAD):
+                var value = rows.unsafe_offset((2 * heads + head) * HEAD + d)
+                var expected = Float64(0)
+                for j in range(keys):
+                    expected += p[unsafe_offset=j] / total * rounded(value[unsafe_offset=j * stride])
+                var bound = Float64(2e-5)
+                for j in range(keys):
+                    bound += (
+                        0.0074 * p[unsafe_offset=j] / total * abs(rounded(value[unsafe_offset=j * stride]) - expected)
+                    )
+                var found = Float64(output[unsafe_offset=(i * heads + head) * HEAD + d])
+                if not abs(found - expected) <= bound:
+                    raise Error(
+                        "attention of ",
+                        queries,
+                        " queries over ",
+                        keys,
+                        " keys: [",
+                        i,
+                        ", ",
+                        head,
+                        ", ",
+                        d,
+                        "] is ",
+                        found,
+                        ", not ",
+                        expected,
+                        " within ",
+                        bound,
+                    )
+    rows.unsafe_free()
+    k.unsafe_free()
+    v.unsafe_free()
+    output.unsafe_free()
+    p.unsafe_free()
+
+
 def main() raises:
     """Checks all shapes."""
     seed()
@@ -125,3 +227,8 @@ def main() raises:
     check[DType.float16](700, 20, 300)
     check[DType.bfloat16](700, 20, 300)
     check[DType.int8](700, 20, 300)
+    for queries in [1, 15, 16, 17, 31, 33]:
+        for keys in [1, 15, 16, 17, 31, 33, 64, 127, 129, 300]:
+            check_attention(queries, keys, 0)
+    check_attention(64, 600, 0.5)
+    check_attention(1500, 1500, 0)

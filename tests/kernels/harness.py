@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from max.driver import Buffer
+from max.dtype import DType
 from max.engine import Model
 
 from max_whisper import eager
@@ -33,11 +34,11 @@ def run_poisoned(model: Model, buffers: Sequence[Buffer]) -> list[np.ndarray]:
     held: list[np.ndarray] = []
     enough = 1
     while enough <= MOST_HELD:
-        results = [result.to_numpy() for result in model.execute(*buffers)]
+        results = [_as_array(result) for result in model.execute(*buffers)]
         if results[0].size == 0 or results[0].ctypes.data in poisoned:
             return results
         for result in results:
-            result.fill(np.nan if result.dtype.kind == "f" else -1)
+            result.fill({"f": np.nan, "u": 0xFFFF}.get(result.dtype.kind, -1))
             poisoned.add(result.ctypes.data)
         held += results
         if len(held) >= enough:
@@ -46,12 +47,17 @@ def run_poisoned(model: Model, buffers: Sequence[Buffer]) -> list[np.ndarray]:
     raise AssertionError(f"no output reused poisoned memory, though {MOST_HELD} were released together")
 
 
+def _as_array(result: Buffer) -> np.ndarray:
+    """The memory of a result, with the bits of bfloat16 as uint16."""
+    return (result.view(DType.uint16, result.shape) if result.dtype == DType.bfloat16 else result).to_numpy()
+
+
 def run(op: eager.Op, *arrays: np.ndarray, **parameters: Any) -> Any:
     """`eager.call` into poisoned memory, twice: a second run on the same inputs must give the same bits."""
     buffers = [as_buffer(np.ascontiguousarray(array)) for array in arrays]
     model = eager.compile_op(op, buffers, parameters)
     results = run_poisoned(model, buffers)
-    again = [result.to_numpy() for result in model.execute(*buffers)]
+    again = [_as_array(result) for result in model.execute(*buffers)]
     for first, second in zip(results, again, strict=True):
         np.testing.assert_array_equal(first, second, err_msg="two runs on the same inputs differ")
     return results[0] if len(results) == 1 else tuple(results)

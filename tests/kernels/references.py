@@ -40,6 +40,11 @@ _OPERANDS = {
 _ROWS = {"x86-64-v2": 3, "x86-64-v3": 6, "host": 6}
 
 
+def as_bfloat16(x: np.ndarray) -> np.ndarray:
+    """The nearest bfloat16, widened."""
+    return (to_bfloat16(x.astype(np.float32)).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
 def as_multiplied(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Rows (M, K) of one product as the CPU's body for such weights multiplies them."""
     if weight.dtype.kind == "f":
@@ -48,7 +53,7 @@ def as_multiplied(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     steps, rounds_bfloat16 = (2047, False) if few else _OPERANDS.get(target.cpu_target(), (2047, False))
     x32 = x.astype(np.float32)
     if weight.dtype == np.uint16:
-        return (to_bfloat16(x32).astype(np.uint32) << 16).view(np.float32).astype(np.float64) if rounds_bfloat16 else x
+        return as_bfloat16(x) if rounds_bfloat16 else x
     scale = np.abs(x32).max(1, keepdims=True) / np.float32(steps)
     inverse = np.float32(1) / np.where(scale > 0, scale, np.float32(np.inf))
     return np.rint(x32.astype(np.float64) * inverse) * scale
@@ -73,6 +78,21 @@ def attention(queries, keys, values, *, first_visible: int | None = None):
         scores = np.where(np.arange(length) < visible[:, None], scores, -np.inf)
     p = np.exp(scores - scores.max(-1, keepdims=True))
     return (p / p.sum(-1, keepdims=True) @ values).swapaxes(1, 2).reshape(batch, -1, heads * head)
+
+
+def self_attention_in_bfloat16(rows, heads: int):
+    """Attention of all rows over all rows, of rounded queries, keys and values (B, S, 3 * H * 64), and the mean of |v - o|
+    with the same weights: what an error of theirs is multiplied with."""
+    batch, length, _ = rows.shape
+    q, k, v = as_bfloat16(rows).reshape(batch, length, 3, heads, -1).transpose(2, 0, 3, 1, 4)
+    scores = q @ k.swapaxes(2, 3) / math.sqrt(q.shape[-1])
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    o = p @ v
+    spread = np.stack(
+        [np.einsum("bhqk,bhqk->bhq", p, abs(v[..., j][:, :, None] - o[..., j, None])) for j in range(q.shape[-1])], -1
+    )
+    return (x.swapaxes(1, 2).reshape(batch, length, -1) for x in (o, spread))
 
 
 def conv1d(x, weight, bias, positions=None, *, stride: int):

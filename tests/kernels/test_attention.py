@@ -3,6 +3,7 @@ import pytest
 from max.dtype import DType
 
 from max_whisper import eager, ops
+from max_whisper.packing import to_bfloat16
 
 from . import references
 from .harness import FLOAT32_TOLERANCE, check, run
@@ -28,10 +29,20 @@ def pack_heads_float16(rows):
     return ops.pack_heads(rows, heads=3, dtype=DType.float16)
 
 
+def self_attention_in_bfloat16(rows, *, heads):
+    return ops.self_attention(rows, heads=heads, dtype=DType.bfloat16)
+
+
+def pack_heads_bfloat16(rows, *, heads):
+    return ops.pack_heads(rows, heads=heads, dtype=DType.bfloat16)
+
+
 eager.prepare(cached_attention, "f32[3] i32[1] f32[5] f32[4]")
 eager.prepare(ops.attention, "f32[3] f16[5] f16[4]")
 eager.prepare(pack_heads_float16, "f32[3]")
 eager.prepare(cached_attention_float16, "f32[3] i32[1] f16[5] f16[4]")
+eager.prepare(self_attention_in_bfloat16, "f32[3]", heads=2)
+eager.prepare(pack_heads_bfloat16, "f32[3]", heads=2)
 
 
 def pack(rows: np.ndarray, heads: int) -> tuple[np.ndarray, np.ndarray]:
@@ -172,3 +183,74 @@ def test_refuses(rng, change, message):
 def test_no_queries(rng):
     keys, values = pack(rng.standard_normal((1, 20, 2 * HEAD), dtype=np.float32), 1)
     assert eager.call(ops.attention, np.zeros((1, 0, HEAD), np.float32), keys, values).shape == (1, 0, HEAD)
+
+
+WEIGHT_ERROR = 0.0074
+"""Of a weight in bfloat16, relative to a factor that all weights of a query share: the 0.73 % of kernels/cpu/exp2.mojo."""
+
+
+def check_in_bfloat16(rows: np.ndarray) -> None:
+    """Queries, keys and values are rounded in the reference, too. What is left is the error of the weights: it moves their
+    mean by no more than the mean of it times the distances from the mean; and float32's rounding."""
+    result = run(self_attention_in_bfloat16, rows, heads=2)
+    expected, spread = references.self_attention_in_bfloat16(rows, 2)
+    assert result.shape == expected.shape
+    excess = np.abs(result - expected) - WEIGHT_ERROR * spread
+    assert np.max(excess, initial=0) <= 2e-5
+
+
+# Around strips of 3, 6, 12, 16 and 32 queries, panels of 16 keys, groups of 32, blocks of 128.
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 32, 33, 47, 95, 127, 128, 129, 161, 257, 300])
+def test_self_attention_in_bfloat16(rng, length):
+    check_in_bfloat16(rng.standard_normal((2, length, 3 * 2 * HEAD), dtype=np.float32))
+
+
+def test_self_attention_in_bfloat16_of_a_window(rng):
+    check_in_bfloat16(rng.standard_normal((1, 1500, 3 * 2 * HEAD), dtype=np.float32))
+
+
+@pytest.mark.parametrize("slope", [-0.5, 0.03, 0.5])
+def test_large_scores_in_bfloat16(rng, slope):
+    """Scores from 0 to hundreds: the largest first, or last, so that every block of keys raises the maximum, or few do."""
+    rows = rng.standard_normal((1, 600, 3 * 2 * HEAD), dtype=np.float32)
+    rows[..., 0 : 2 * HEAD : HEAD] = 4
+    rows[..., 2 * HEAD : 4 * HEAD : HEAD] = 2 * slope * np.arange(600, dtype=np.float32)[:, None]
+    check_in_bfloat16(rows)
+
+
+def test_every_weight_in_bfloat16():
+    """Values that are unit vectors show the weights: each is within its bound of 2^x / l, from 2^-40 to 1."""
+    score = np.linspace(-27.7, 0, HEAD, dtype=np.float32)
+    rows = np.zeros((1, HEAD, 3 * 2 * HEAD), np.float32)
+    rows[..., 0] = rows[..., HEAD] = 8
+    rows[..., 2 * HEAD] = rows[..., 3 * HEAD] = score
+    rows[0, :, 4 * HEAD : 5 * HEAD] = rows[0, :, 5 * HEAD :] = np.eye(HEAD)
+    result = run(self_attention_in_bfloat16, rows, heads=2).reshape(HEAD, 2, HEAD)
+    weights = np.exp(references.as_bfloat16(score))
+    np.testing.assert_allclose(result, np.broadcast_to(weights / weights.sum(), result.shape), rtol=2 * WEIGHT_ERROR)
+
+
+def test_what_is_no_number_stays_none_in_bfloat16(rng):
+    rows = rng.standard_normal((1, 40, 3 * 2 * HEAD), dtype=np.float32)
+    rows[0, 35] = np.nan
+    assert np.isnan(run(self_attention_in_bfloat16, rows, heads=2)).all()
+
+
+@pytest.mark.parametrize("length", [1, 16, 17, 33, 1500])
+def test_pack_heads_in_bfloat16(rng, length):
+    """Keys: pairs of elements. Values: pairs of keys, 16 apart, and zeros behind the last."""
+    rows = rng.standard_normal((2, length, 3 * 2 * HEAD), dtype=np.float32)
+    keys, values = run(pack_heads_bfloat16, rows, heads=2)
+    plain_keys, plain_values = pack(rows, 2)
+    panels, pairs = plain_keys.shape[2], values.shape[3]
+    pairs_of_elements = plain_keys.reshape(2, 2, panels, HEAD // 2, 2, 16).swapaxes(4, 5)
+    np.testing.assert_array_equal(keys, to_bfloat16(pairs_of_elements.reshape(2, 2, panels, HEAD // 2, 32)))
+    padded = np.zeros((2, 2, 2 * pairs, HEAD), np.float32)
+    padded[:, :, :length] = plain_values
+    groups = padded.reshape(2, 2, -1, 2, 16, 4, 16).transpose(0, 1, 5, 2, 4, 6, 3)
+    np.testing.assert_array_equal(values, to_bfloat16(groups.reshape(2, 2, 4, pairs, 32)))
+
+
+def test_no_rows_in_bfloat16():
+    rows = np.zeros((1, 0, 3 * 2 * HEAD), np.float32)
+    assert eager.call(self_attention_in_bfloat16, rows, heads=2).shape == (1, 0, 2 * HEAD)

@@ -1,0 +1,92 @@
+"""What the float32 and the bfloat16 body of attention have in common: the softmax of a strip of queries, step by step."""
+
+from ..data import Data
+from ..math import LOG2_E
+
+comptime HEAD = 64
+"""Elements of one head: Whisper's, from tiny to large."""
+
+comptime SCALE = Float32(0.125) * LOG2_E
+"""1 / sqrt(HEAD) and the step from powers of e to powers of 2: maxima and exponents are kept times log2(e)."""
+
+
+trait StripSoftmax(TrivialRegisterPassable):
+    """The state of a block of queries of one head, and the step that brings it up to date with a block of keys.
+
+    For every query: m, a bound of its scores so far; l, the sum of its weights 2^(score - m); O, the sum of its values so
+    weighted.
+    """
+
+    comptime dtype: DType
+    """Element type of queries."""
+
+    comptime cache_type: DType
+    """Element type of keys and values."""
+
+    comptime value_group: Int
+    """Values of a head are filled up with zeros to a multiple of this."""
+
+    comptime rows: Int
+    """Queries of a strip."""
+
+    comptime query_block: Int
+    """Queries of a block: those that meet a block of keys before the next one is read."""
+
+    comptime key_block: Int
+    """Keys of a block: those whose scores a strip holds at a time."""
+
+    def __init__(out self):
+        """Takes memory for a block of queries."""
+        ...
+
+    def end(self):
+        """Gives it back."""
+        ...
+
+    def begin(mut self, queries: Data[Self.dtype], stride: Int, count: Int):
+        """Begins a block: no key has been seen.
+
+        Args:
+            queries: First element of the first query.
+            stride: Elements from one query to the next.
+            count: Queries, up to `query_block`.
+        """
+        ...
+
+    def step[
+        causal: Bool
+    ](
+        self,
+        first: Int,
+        count: Int,
+        keys: Data[Self.cache_type],
+        values: Data[Self.cache_type],
+        capacity: Int,
+        key: Int,
+        key_count: Int,
+        seen: Int,
+    ):
+        """One step of the online softmax.
+
+        Parameters:
+            causal: Whether each query sees one key more than the one before.
+
+        Args:
+            first: The strip's first query, within the block.
+            count: Queries of the strip.
+            keys: The head's keys.
+            values: The head's values.
+            capacity: Keys there is room for.
+            key: First key of the step, a multiple of `key_block`.
+            key_count: Keys of the step.
+            seen: How many keys from `key` on the strip's first query sees, if causal; may be negative, or more than there are.
+        """
+        ...
+
+    def sums(self, query: Int) -> Data[DType.float32]:
+        """The sum O of a query's weighted values: HEAD elements."""
+        ...
+
+    def total(self, query: Int) -> Float32:
+        """The sum l of a query's weights."""
+        ...
