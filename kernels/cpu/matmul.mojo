@@ -5,7 +5,7 @@
 A is row-major with any row stride; B is packed in panels of 16 columns, in float32, float16, bfloat16 or int8 (see
 `tile.mojo`).
 Narrow panels are multiplied as they are where the CPU has dot products for them (`operand.mojo` says which); the others are
-widened to float32, once for all tiles that read them.
+widened to float32, once for all tiles that read them, or split for the tile unit (`split_amx.mojo`).
 
             N: panels of 16                     threads take pieces: rows of A and groups of panels when
         +----+----+----+----+                   there are many rows (encoder), panels when there are few
@@ -28,6 +28,7 @@ from .epilogue import Epilogue, finish
 from .narrow import multiply_dots
 from .narrow_amx import multiply_amx
 from .operand import AMX, DEEPEST, operand_type
+from .split_amx import multiply_split
 from .threads import TURNS, share, worker_count
 from .tile import (
     MOST_PANELS,
@@ -50,6 +51,15 @@ second cache keeps well: reading and widening every panel four times as often co
 def _block_rows(depth: Int) -> Int:
     """Rows of A that meet a panel before the next one is read."""
     return max(1, BLOCK_BYTES // (depth * 4 * ROWS + 1)) * ROWS
+
+
+comptime _splits[a_type: DType, b_type: DType]: Bool = (
+    AMX and a_type == DType.float32 and (b_type == DType.float32 or b_type == DType.float16)
+)
+"""Whether many rows are multiplied on the tile unit as sums of bfloat16."""
+
+comptime _SPLIT_ROWS = 192
+"""Rows of a piece of work whose panels are split."""
 
 
 def _rounds_rows[a_type: DType, b_type: DType](depth: Int) -> Bool:
@@ -103,6 +113,11 @@ def multiply_block[
                             x, a_stride, b, depth, row_begin, row_end, panel_begin, panel_end, columns, epilogue
                         )
                     return
+    comptime if _splits[a_type, b_type]:
+        if row_end - row_begin > ROWS:
+            var x = a.unsafe_bitcast[Float32]()
+            multiply_split(x, a_stride, b, depth, row_begin, row_end, panel_begin, panel_end, columns, epilogue)
+            return
     var sums = stack_allocation[ROWS * MOST_PANELS * PANEL, DType.float32, alignment=64]()
     var block = _block_rows(depth)
     var panel_stride = panel_rows[b_type](depth) * row_size[b_type]
@@ -181,13 +196,16 @@ def multiply[
     """
     var panels = ceildiv(columns, PANEL)
     if rows >= 8 * ROWS * worker_count():
-        # Where rows are rounded to operands first, a piece has all panels, so that it happens once; where panels are
-        # widened, as many rows as a block has.
-        var heights = worker_count() * TURNS
+        # Where rows are rounded to operands or split first, a piece has all panels, so that it happens once, and enough rows
+        # to count as many; where panels are widened or split, as many rows as that is worth.
+        var heights = min(worker_count() * TURNS, rows // (4 * ROWS))
         var widths = 1
-        if not _rounds_rows[a_type, b_type](depth):
-            heights = ceildiv(rows, _block_rows(depth))
-            widths = min(panels, ceildiv(worker_count() * TURNS, heights))
+        comptime if _splits[a_type, b_type]:
+            heights = ceildiv(rows, _SPLIT_ROWS)
+        else:
+            if not _rounds_rows[a_type, b_type](depth):
+                heights = ceildiv(rows, _block_rows(depth))
+                widths = min(panels, ceildiv(worker_count() * TURNS, heights))
         var strips = ceildiv(rows, ROWS)
         heights = min(heights, strips)
 

@@ -8,7 +8,9 @@ are those of one register tile, where reading the weights is what takes the time
 | bfloat16 | many | AMX           | bfloat16        | tdpbf16ps                | 16                         |
 | bfloat16 | many | AVX-512 BF16  | bfloat16        | vdpbf16ps                | 2                          |
 | bfloat16 | all other cases      | (float32)       | b is widened, `tile.mojo` | 1                         |
-| float16  | all cases            | (float32)       | b is widened, `tile.mojo` | 1                         |
+| float16  | many | AMX           | (float32)       | 5 tdpbf16ps, `split_amx.mojo` | 3                     |
+| float32  | many | AMX           | (float32)       | 6 tdpbf16ps, `split_amx.mojo` | 2.7                   |
+| both     | all other cases      | (float32)       | b is widened, `tile.mojo` | 1                         |
 | int8     | many | AMX           | 8 bits, by row  | tdpbssd                  | 32                         |
 | int8     | many | AVX-512 VNNI  | 8 bits, by row  | vpdpbusd                 | 4                          |
 | int8     | all other cases      | 12 bits, by row | vpmaddwd                 | 2                          |
