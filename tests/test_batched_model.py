@@ -9,7 +9,7 @@ from tests import models
 from tests.golden import clips
 
 jiwer = pytest.importorskip("jiwer")
-MODELS = [("tiny.en", "float16")]
+MODELS = ["tiny.en"]
 
 
 def words(text: str) -> str:

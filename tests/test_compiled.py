@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from max_whisper import compiled, target
+from max_whisper import cache, compiled, target
 from max_whisper.config import ModelDimensions
 from max_whisper.errors import DeviceError, OutputError
 
@@ -59,9 +59,9 @@ def test_says_that_it_compiles(compilations):
         lambda path: path.unlink(),
         lambda path: path.write_bytes(path.read_bytes()[:-1]),
         lambda path: path.write_text("something else"),
-        lambda path: (path.parent / compiled.MANIFEST).unlink(),
-        lambda path: (path.parent / compiled.MANIFEST).write_text("{"),
-        lambda path: (path.parent / compiled.MANIFEST).write_text("[]"),
+        lambda path: (path.parent / cache.MANIFEST).unlink(),
+        lambda path: (path.parent / cache.MANIFEST).write_text("{"),
+        lambda path: (path.parent / cache.MANIFEST).write_text("[]"),
     ],
 )
 def test_a_damaged_entry_is_compiled_again(compilations, damage):
@@ -75,9 +75,9 @@ def test_a_damaged_entry_is_compiled_again(compilations, damage):
 def test_a_foreign_entry_is_compiled_again(compilations):
     """An entry copied from another machine says so in its manifest, whatever its folder is called."""
     path = compiled.build(TINY)
-    manifest = json.loads((path.parent / compiled.MANIFEST).read_text())
+    manifest = json.loads((path.parent / cache.MANIFEST).read_text())
     manifest["identity"]["target"] = "sapphirerapids"
-    (path.parent / compiled.MANIFEST).write_text(json.dumps(manifest))
+    (path.parent / cache.MANIFEST).write_text(json.dumps(manifest))
     compiled.build(TINY)
     assert len(compilations) == 2
 
@@ -105,13 +105,13 @@ def test_a_device_that_is_not_there_is_refused_first(compilations):
     assert compilations == []
 
 
-def _build_together(cache: str, barrier) -> str:
+def _build_together(folder: str, barrier) -> str:
     def compile_to(dims: ModelDimensions, device: str, dtype: str, path: Path) -> None:
         barrier.wait(30)
         path.write_text(f"{dims} {dtype}")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MAX_WHISPER_CACHE", cache)
+        patch.setenv("MAX_WHISPER_CACHE", folder)
         patch.setattr(compiled, "compile_graphs", compile_to)
         return compiled.build(TINY).read_text()
 

@@ -12,7 +12,7 @@ from max_whisper.options import decoding_options, language_code, parse_clips
 from max_whisper.rules import SUPPRESSED, SUPPRESSED_AT_BEGIN, TIMESTAMP_RULE, TokenRules
 from tests.fake_model import FakeModel, Script, dimensions, log_sum_exp, pick, tokenizer_of
 
-MODELS = ("tiny.en", "base")
+NAMES = ("tiny.en", "base")
 EVERYWHERE = SUPPRESSED | TIMESTAMP_RULE
 AT_BEGIN = EVERYWHERE | SUPPRESSED_AT_BEGIN
 
@@ -24,7 +24,7 @@ def rules_of(name: str, **options: Any) -> TokenRules:
 # --- rules -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_rules_by_hand(name: str) -> None:
     rules, eot, zero, end = (
         rules_of(name),
@@ -52,7 +52,7 @@ def test_rules_of_options() -> None:
     assert rules_of("base", max_initial_timestamp=0.2).next([])[2:] == (zero, zero + 11)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_suppression_mask(name: str) -> None:
     tokenizer = tokenizer_of(name)
     never = [
@@ -139,7 +139,7 @@ def walk(name: str, options: DecodingOptions, seed: int) -> Iterator[tuple[np.nd
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=range(len(OPTIONS)))
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_rules_mean_what_the_filters_say(name: str, options: DecodingOptions) -> None:
     kinds = set()
     for seed in range(2):
@@ -153,7 +153,7 @@ def test_rules_mean_what_the_filters_say(name: str, options: DecodingOptions) ->
 
 @pytest.mark.live
 @pytest.mark.parametrize("options", OPTIONS, ids=range(len(OPTIONS)))
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_rules_against_openai_whisper(name: str, options: DecodingOptions) -> None:
     torch, theirs = pytest.importorskip("torch"), pytest.importorskip("whisper.decoding")
     import whisper.tokenizer  # pyright: ignore[reportMissingImports]

@@ -15,7 +15,7 @@ from max_whisper.demo import recording
 from tests import models
 
 REPOSITORY = Path(__file__).parents[1]
-MODELS = [("tiny.en", "float16")]
+MODELS = ["tiny.en"]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from max_whisper.errors import AudioError, OptionError
 from tests import models
 from tests.golden import clips
 
-MODELS = [("tiny.en", "float16")]
+MODELS = ["tiny.en"]
 
 
 @pytest.fixture(scope="module")

@@ -1,28 +1,25 @@
 """Graphs compiled ahead of time: built once per machine and set of sizes, then loaded in milliseconds.
 
-An entry of the cache is a folder named after everything that its contents depend on: the version of MAX, the sources
-of kernels and graphs, the model's sizes, device and dtype, and the level of the CPU or the architecture of the GPU. It
-holds a MEF with all graphs and a manifest with its digest; what does not match the manifest is built anew, never trusted.
-An entry is built in a folder of its own and moved into place at the end, so that two processes that build at once do not
-meet.
+An entry of the cache depends on the version of MAX, the sources of kernels and graphs, the model's sizes, device and
+dtype, and the level of the CPU or the architecture of the GPU. It holds a MEF with all graphs.
 """
 
 import hashlib
-import json
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from max_whisper import target
-from max_whisper.cache import cache_dir, writing
+from max_whisper.cache import cache_dir, entry
 from max_whisper.config import ModelDimensions
 from max_whisper.cross import compile_elsewhere
 
+if TYPE_CHECKING:
+    from max_whisper.graphs.module import GraphModule
+
 GRAPHS = "graphs.mef"
-MANIFEST = "manifest.json"
 
 Say = Callable[[str], None]
 
@@ -61,47 +58,16 @@ def build(
     else:
         device, dtype = target.choose_target(architecture, dtype)
     identity = _identity(dims, device, dtype, architecture)
-    folder = cache_dir() / "compiled" / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-    if not force and _is_whole(folder, identity):
-        return folder / GRAPHS
     say = progress or (lambda _: None)
-    with writing():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
-        try:
-            say(f"compiling the graphs for {identity['target']}, once for this machine and model size ...")
-            if architecture is None:
-                compile_graphs(dims, device, dtype, building / GRAPHS)
-            else:
-                compile_elsewhere(dims, dtype, architecture, building / GRAPHS)
-            manifest = {"identity": identity, "sha256": _digest(building / GRAPHS)}
-            (building / MANIFEST).write_text(json.dumps(manifest, indent=1))
-            _move(building, folder, identity, force=force)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-    return folder / GRAPHS
 
+    def compile_to(path: Path) -> None:
+        say(f"compiling the graphs for {identity['target']}, once for this machine and model size ...")
+        if architecture is None:
+            compile_graphs(dims, device, dtype, path)
+        else:
+            compile_elsewhere(dims, dtype, architecture, path)
 
-def _move(building: Path, folder: Path, identity: dict[str, object], *, force: bool) -> None:
-    """Puts a finished entry in place; another process may have been faster, and its entry is as good."""
-    if force or not _is_whole(folder, identity):
-        stale = building.with_name(building.name + "-stale")
-        if folder.exists():
-            folder.rename(stale)
-        try:
-            building.rename(folder)
-        except OSError:
-            if not _is_whole(folder, identity):
-                raise
-        shutil.rmtree(stale, ignore_errors=True)
-
-
-def _is_whole(folder: Path, identity: dict[str, object]) -> bool:
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        return manifest["identity"] == identity and manifest["sha256"] == _digest(folder / GRAPHS)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return entry("compiled", GRAPHS, identity, compile_to, force=force)
 
 
 def _identity(dims: ModelDimensions, device: str, dtype: str, architecture: str | None) -> dict[str, object]:
@@ -130,24 +96,27 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def compile_graphs(dims: ModelDimensions, device: str, dtype: str, path: Path) -> None:
     """Compiles all graphs of a model for this process's device and writes them to a MEF."""
-    from max.dtype import DType
-    from max.graph import DeviceRef
-
-    from max_whisper import graphs, packed, runtime
-    from max_whisper.graphs.blocks import Weights
+    from max_whisper import runtime
     from max_whisper.graphs.module import GraphModule
 
     runtime.use(device)
     module = GraphModule()
+    add_graphs(module, dims, device, dtype)
+    module.compile().export_mef(path)
+
+
+def add_graphs(module: "GraphModule", dims: ModelDimensions, device: str, dtype: str) -> None:
+    """Adds all graphs of a model to a module."""
+    from max.dtype import DType
+    from max.graph import DeviceRef
+
+    from max_whisper import graphs, packed
+    from max_whisper.graphs.blocks import Weights
+
     caches = DType[packed.Format.of(dtype, device).caches]
     reference = DeviceRef.GPU() if device == "gpu" else DeviceRef.CPU()
     pairs = device == "cpu" and dtype in packed.ROUNDED and target.multiplies_bfloat16()
     weights = Weights(packed.recipes(dims, dtype, device), caches, DType.bfloat16 if pairs else None, reference)
     graphs.build(module, dims, weights)
-    module.compile().export_mef(path)

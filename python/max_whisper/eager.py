@@ -8,10 +8,11 @@ calls many ops names them first, and the first call compiles them all in little 
     eager.prepare(ops.linear, "f32[2] f32[3] f32[1]", gelu=True)
 
 An op runs on a GPU where `device="gpu"` says so. A process computes on the device that it names first (`runtime.use`).
+Whole graphs can ride along: `prepare_graphs`.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,9 @@ _DTYPES = {
 
 _prepared: set[Call] = set()
 _models: dict[Call, Model] = {}
+_prepared_graphs: dict[str, tuple[Callable[[GraphModule], None], Callable[[], Mapping[str, Any]]]] = {}
+_graphs: dict[str, dict[str, Model]] = {}
+_weights: dict[str, Mapping[str, Any]] = {}
 
 
 def prepare(op: Op, signature: str, *, device: str = "cpu", **parameters: Any) -> None:
@@ -56,6 +60,25 @@ def prepare(op: Op, signature: str, *, device: str = "cpu", **parameters: Any) -
     _prepared.add((op, device, arguments, tuple(sorted(parameters.items()))))
 
 
+def prepare_graphs(device: str, add: Callable[[GraphModule], None], weights: Callable[[], Mapping[str, Any]]) -> None:
+    """Names the graphs of a model that is going to run; they are compiled with the ops that were named.
+
+    Args:
+        device: Where they will run, "cpu" or "gpu": one model each.
+        add: Adds them to a module.
+        weights: Gives their weights by name; they are kept.
+    """
+    _prepared_graphs[device] = add, weights
+
+
+def graphs(device: str) -> dict[str, Model]:
+    """The graphs that `prepare_graphs` named, by name."""
+    if device not in _graphs:
+        use(device)
+        _compile({named for named in _prepared if named[1] == device}, device)
+    return _graphs[device]
+
+
 def compile_op(op: Op, buffers: list[Buffer], parameters: dict[str, Any]) -> Model:
     """Returns the compiled graph that holds one op.
 
@@ -69,7 +92,7 @@ def compile_op(op: Op, buffers: list[Buffer], parameters: dict[str, Any]) -> Mod
     device = "gpu" if "gpu" in places else "cpu"
     call = (op, device, arguments, tuple(sorted(parameters.items())))
     if call not in _models:
-        _compile({named for named in _prepared if named[1] == device} | {call})
+        _compile({named for named in _prepared if named[1] == device} | {call}, device)
     return _models[call]
 
 
@@ -131,7 +154,7 @@ def _host_arguments(op: Op) -> frozenset[int]:
     return getattr(op, "on_host", frozenset())
 
 
-def _compile(calls: set[Call]) -> None:
+def _compile(calls: set[Call], device: str) -> None:
     ordered = sorted(calls - _models.keys(), key=lambda call: (call[0].__module__, call[0].__qualname__, str(call[1:])))
     names = {f"op{number}": call for number, call in enumerate(ordered)}  # always the same: MAX's cache goes by them
     module = GraphModule()
@@ -140,8 +163,14 @@ def _compile(calls: set[Call]) -> None:
             values = [v.buffer if isinstance(v.type, BufferType) else v.tensor for v in graph.inputs]
             results = op(*values, **dict(parameters))
             graph.output(*(results if isinstance(results, tuple) else (results,)))
-    for name, model in session().init_all(module.compile()).items():
-        _models[names[name]] = model
+    if with_graphs := device in _prepared_graphs and device not in _graphs:
+        add, weights = _prepared_graphs[device]
+        add(module)
+        _weights[device] = weights()
+    models = session().init_all(module.compile(), weights_registry=_weights[device] if with_graphs else {})
+    _models.update((call, models.pop(name)) for name, call in names.items())
+    if with_graphs:
+        _graphs[device] = models
 
 
 def _type(op: Op, position: int, place: str, dtype: DType, rank: int) -> TensorType | BufferType:

@@ -85,18 +85,21 @@ def load(mef: Path, weights: Mapping[str, np.ndarray], device: str = "cpu") -> d
     Raises:
         DeviceError: The GPU's memory does not hold the weights.
     """
+    core = _core_session()
+    with room_for(f"the weights, {sum(array.nbytes for array in weights.values()) >> 20} MB,"):
+        registry = put_weights(weights, device)
+        models = {model.name: model for model in core._load_all(core._wrap_compiled(read(str(mef))), registry)}
+    release_code(*MAX_LIBRARIES)
+    return models
+
+
+def put_weights(weights: Mapping[str, np.ndarray], device: str = "cpu") -> dict[str, np.ndarray | Buffer]:
+    """Puts weights where graphs read them: what MAX calls a registry. See `load`."""
     on = use(device)
     for name, array in weights.items():
         if not _is_contiguous(array):
             raise ValueError(f"{name} is not contiguous: the kernels would read it wrong")
-    core = _core_session()
-    with room_for(f"the weights, {sum(array.nbytes for array in weights.values()) >> 20} MB,"):
-        registry = {
-            name: as_buffer(array).to(on) if device == "gpu" else _as_weight(array) for name, array in weights.items()
-        }
-        models = {model.name: model for model in core._load_all(core._wrap_compiled(read(str(mef))), registry)}
-    release_code(*MAX_LIBRARIES)
-    return models
+    return {name: as_buffer(array).to(on) if device == "gpu" else _as_weight(array) for name, array in weights.items()}
 
 
 _executed: set[bool] = set()

@@ -4,11 +4,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
-from max_whisper import eager
+from max_whisper import compiled, eager, packed, runtime
+from max_whisper.checkpoint import Checkpoint
+from max_whisper.model import Whisper, load_model
 from max_whisper.packing import cast
 from tests.phantom import install, lines
 from tests.phantom.counters import Counters
@@ -38,6 +41,27 @@ def prepare(op: Callable, signature: str, **parameters: Any) -> None:
     """Names an op that is going to be run: all are compiled by the first run, or each alone where lines are asked for."""
     if lines.folder is None:
         eager.prepare(op, signature, device="gpu", **parameters)
+
+
+def prepare_model(checkpoint: Checkpoint, dtype: str) -> None:
+    """Names a model that is going to be loaded by `load_prepared`: its graphs are compiled with the ops."""
+    if lines.folder is None:
+        eager.prepare_graphs(
+            "gpu",
+            lambda module: compiled.add_graphs(module, checkpoint.dims, "gpu", dtype),
+            lambda: runtime.put_weights(packed.pack(checkpoint, dtype, "gpu"), "gpu"),
+        )
+
+
+def load_prepared(checkpoint: Checkpoint, dtype: str) -> Whisper:
+    """The model that `prepare_model` named; the phantom does not count what it does."""
+    if phantom := install.installed:
+        phantom.options = replace(phantom.options, count=False)
+        phantom.faults.clear()
+    if lines.folder is not None:
+        return load_model(checkpoint, "gpu", dtype)
+    with patch.object(compiled, "build"), patch.object(runtime, "load", lambda *_: eager.graphs("gpu")):
+        return load_model(checkpoint, "gpu", dtype)
 
 
 def execute(op: Callable, arrays: Sequence[np.ndarray], count: bool = False, **parameters: Any) -> list[np.ndarray]:

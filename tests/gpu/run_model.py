@@ -7,7 +7,9 @@ python -m tests.gpu.run_model gpu float16 results.npz tiny.en speech.wav    a tr
 import hashlib
 import os
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -24,7 +26,15 @@ CONTEXT, STATE, LAYERS, VOCABULARY = 100, 128, 2, 1600
 STEPS = 8
 """Tokens that the tiny model picks, one by one."""
 
+SILENCE = 3000
+"""Samples of silence behind its audio."""
 
+PROMPT = np.array([[5, 60, 700], [8, 90, 1000]], np.int32)
+NO_SPEECH_AT = np.array([1, 0], np.int32)
+"""Where in the prompt the probability of silence is asked for."""
+
+
+@cache
 def tiny() -> Checkpoint:
     """A model of two layers and 2 s of audio, whose weights are random float16 numbers, always the same."""
     heads = STATE // config.HEAD_DIM
@@ -42,21 +52,21 @@ def tiny() -> Checkpoint:
     return Checkpoint(dims, tensors, Vocabulary({}, 0), "random weights", digest)
 
 
-def run_tiny(device: str, dtype: str) -> dict[str, np.ndarray]:
-    """Two windows of noise: log-mel, encoder, keys and values, a prompt, tokens one by one, logits."""
-    from max_whisper.model import load_model
-
-    model = load_model(tiny(), device, dtype)
+def noise() -> np.ndarray:
+    """Two windows of audio for the tiny model, always the same; silence follows each."""
     rng = np.random.default_rng(8)
     audio = (rng.standard_normal((2, 160 * 2 * CONTEXT)) * [[0.1], [0.01]]).astype(np.float32)
     audio[1] += 0.1 * np.sin(np.arange(audio.shape[1]) / 5, dtype=np.float32)
-    mel = np.stack([model.log_mel_spectrogram(row[:-3000], padding=3000) for row in audio])
+    return audio[:, :-SILENCE]
+
+
+def run_tiny(model: Any) -> dict[str, np.ndarray]:
+    """Two windows of noise: log-mel, encoder, keys and values, a prompt, tokens one by one, logits."""
+    mel = np.stack([model.log_mel_spectrogram(row, padding=SILENCE) for row in noise()])
     features = model.embed_audio(mel)
     decoder = model.new_decoder(features)
     rules = np.tile(np.array([0, 0, 0, VOCABULARY], np.int32), (2, 1))
-    tokens = np.array([[5, 60, 700], [8, 90, 1000]], np.int32)
-    silence_at = np.array([1, 0], np.int32)
-    picks = [decoder.forward(tokens, rules, no_speech_at=silence_at)]
+    picks = [decoder.forward(PROMPT, rules, no_speech_at=NO_SPEECH_AT)]
     for _ in range(STEPS - 1):
         picks.append(decoder.forward(picks[-1].tokens[:, None], rules))
     assert picks[0].no_speech_probs is not None
@@ -102,7 +112,9 @@ def main(device: str, dtype: str, path: str, *trained: str) -> None:
         os.environ["MAX_WHISPER_CACHE"] = str(
             phantom_cache
         )  # its graphs hold PTX: no real GPU's are to be mixed with them
-    results = run_trained(device, dtype, *trained) if trained else run_tiny(device, dtype)
+    from max_whisper.model import load_model
+
+    results = run_trained(device, dtype, *trained) if trained else run_tiny(load_model(tiny(), device, dtype))
     if install.installed and install.installed.faults:
         sys.exit(install.installed.faults[0])
     np.savez(Path(path), allow_pickle=False, **results)

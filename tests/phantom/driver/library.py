@@ -5,7 +5,8 @@ A library consists of trampolines, written in Mojo, one for each function that t
     runtime -> cuMemAlloc_v2(a0 .. a10) in the library -> the address in slot i of a table -> a function in Python
 
 The table is a page at a fixed address, filled in by `install`. All arguments of the driver's functions are integers or
-pointers, at most eleven of them; a trampoline passes eleven on whatever it was called with.
+pointers, at most eleven of them; a trampoline passes eleven on whatever it was called with. Both libraries are one, with
+all functions, under two names: it is built once.
 """
 
 import hashlib
@@ -20,8 +21,8 @@ TABLE = 0x6FFF_0000_0000
 """Address of the table of functions."""
 
 ARGUMENTS = 11
-LIBRARIES = {"libcuda.so.1": "cu", "libnvidia-ml.so.1": "nvml"}
-"""The libraries, and how the names of their functions begin."""
+LIBRARIES = ("libnvidia-ml.so.1", "libcuda.so.1")
+"""What the runtime loads, the longest name first."""
 
 _HEADER = """
 comptime Function = def({integers}) thin abi("C") -> Int
@@ -57,23 +58,24 @@ def build(cache: Path) -> dict[str, Path]:
     files = {library: folder / library for library in LIBRARIES}
     if not all(file.is_file() for file in files.values()):
         folder.mkdir(parents=True, exist_ok=True)
-        for library, prefix in LIBRARIES.items():
-            with tempfile.TemporaryDirectory(dir=folder) as work:
-                source, built = Path(work) / "trampolines.mojo", Path(work) / library
-                source.write_text(_source(names, prefix))
-                mojo = str(Path(sys.executable).with_name("mojo"))
-                options = ["--emit", "shared-lib", "-Xlinker", f"-soname={library}", "-o", str(built)]
-                subprocess.run([mojo, "build", *options, str(source)], check=True)
-                built.replace(files[library])
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            source, built = Path(work) / "trampolines.mojo", Path(work) / LIBRARIES[0]
+            source.write_text(_source(names))
+            mojo = str(Path(sys.executable).with_name("mojo"))
+            options = ["--emit", "shared-lib", "-Xlinker", f"-soname={LIBRARIES[0]}", "-o", str(built)]
+            subprocess.run([mojo, "build", *options, str(source)], check=True)
+            image, built_as = built.read_bytes(), LIBRARIES[0].encode() + b"\0"
+            for library, file in files.items():
+                built.write_bytes(image.replace(built_as, library.encode().ljust(len(built_as), b"\0")))
+                built.replace(file)
     return files
 
 
-def _source(names: list[str], prefix: str) -> str:
+def _source(names: list[str]) -> str:
     parameters = ", ".join(f"a{i}: Int" for i in range(ARGUMENTS))
     arguments = ", ".join(f"a{i}" for i in range(ARGUMENTS))
     functions = [
         _TRAMPOLINE.format(name=name, parameters=parameters, arguments=arguments, address=hex(TABLE + 8 * slot))
         for slot, name in enumerate(names)
-        if name.startswith(prefix)
     ]
     return _HEADER.format(integers=", ".join(["Int"] * ARGUMENTS)) + "".join(functions)
