@@ -201,7 +201,8 @@ def _cook(name: str, recipe: Recipe, checkpoint: Checkpoint) -> np.ndarray:
             f"{checkpoint.source}: {' + '.join(s for s in recipe.sources if s)} holds NaN or infinity; "
             "the file is corrupt, fetch it again"
         )
-    packed = recipe.pack(stack)
+    with np.errstate(over="ignore"):  # looked for below
+        packed = recipe.pack(stack)
     if packed.dtype == np.float16 and not np.isfinite(packed).all():
         raise CheckpointError(
             f"{checkpoint.source}: {name} is too large for float16: load the model with dtype='float32'"
