@@ -45,7 +45,7 @@ from ..cpu.strips import Strips
 from ..cpu.tile import PANEL, VECTORS, WIDTH
 from ..data import Data
 from ..math import exp2, larger
-from .heads import KEY_GROUP
+from .pairs import KEY_GROUP
 from .strip import HEAD, SCALE, StripSoftmax
 
 comptime HEAD_PANELS = HEAD // PANEL

@@ -32,6 +32,7 @@ from std.sys import CompilationTarget, llvm_intrinsic, size_of
 from std.sys.defines import get_defined_string
 
 from ..data import Data
+from ..math import larger
 from .tile import WIDTH
 
 comptime EMULATED = get_defined_string["MAX_WHISPER_EMULATE", ""]()
@@ -44,6 +45,9 @@ comptime HARDWARE_DOT_INT8 = CompilationTarget._has_feature["avx512vnni"]() and 
 comptime DOT_BFLOAT16 = HARDWARE_DOT_BFLOAT16 or EMULATED == "avx512"
 comptime DOT_INT8 = HARDWARE_DOT_INT8 or EMULATED == "avx512"
 
+comptime MULTIPLIES_BFLOAT16 = AMX or DOT_BFLOAT16
+"""Whether there are instructions for products of pairs of bfloat16."""
+
 comptime DEEPEST = 8192
 """Longest sum whose integers are sure to fit into int32: 127 * 2047 * 8192 < 2^31."""
 
@@ -54,7 +58,7 @@ def operand_type(weights: DType, *, many: Bool) -> DType:
         return DType.int16 if weights == DType.int8 else DType.float32
     if weights == DType.int8:
         return DType.int8 if AMX else (DType.uint8 if DOT_INT8 else DType.int16)
-    if weights == DType.bfloat16 and (AMX or DOT_BFLOAT16):
+    if weights == DType.bfloat16 and MULTIPLIES_BFLOAT16:
         return DType.bfloat16
     return DType.float32
 
@@ -131,7 +135,7 @@ def _scale[operand: DType](x: Data[DType.float32], depth: Int) -> Float32:
     var whole = depth // WIDTH * WIDTH
     for k in range(0, whole, WIDTH):
         var value = x.unsafe_load[width=WIDTH](k)
-        largest = max(largest, abs(value))
+        largest = larger(largest, abs(value))
         poison = value.fma(SIMD[DType.float32, WIDTH](0), poison)
     var top = largest.reduce_max()
     var bad = poison.reduce_add()

@@ -1,20 +1,23 @@
 """The ops of attention: laying keys and values out, attention over all keys, causal attention over a KV cache.
 
 Keys lie in panels of 16 on a CPU, (B, H, ceil(S/16), 64, 16), and like values on a GPU, (B, H, S, 64). In bfloat16 on a CPU
-both lie in pairs: `attention/heads.mojo`."""
+both lie in pairs: `attention/pairs.mojo`."""
 
 import extensibility
 from extensibility import InputTensor, OutputTensor, _MutableInputTensor
 from max.gpu.host import DeviceContext
 from std.math import ceildiv
+from std.memory.alloc import unsafe_alloc
 from std.utils import IndexList
 
 from ..attention.cpu import Attention
 from ..attention.gpu.launch import AttentionOnGPU, enqueue_pack_heads
-from ..attention.heads import KEY_GROUP, store_bfloat16_heads, store_heads
+from ..attention.heads import store_heads
+from ..attention.pairs import KEY_GROUP, pair_cache, pair_rows
 from ..attention.strip import HEAD
 from ..attention.strip_bfloat16 import Bfloat16Strips
 from ..attention.strip_float32 import Float32Strips
+from ..cpu.operand import MULTIPLIES_BFLOAT16
 from ..cpu.tile import PANEL
 from ..data import Data, data, require, require_contiguous, require_size
 
@@ -42,7 +45,7 @@ struct PackHeads:
         require_contiguous(rows, op, "rows")
         comptime if target == "cpu" and cache_type == DType.bfloat16:
             _require_pairs[op](keys.shape(), values.shape(), batch, length)
-            store_bfloat16_heads(
+            pair_rows(
                 _as[DType.bfloat16](data(keys)),
                 _as[DType.bfloat16](data(values)),
                 _as[DType.float32](data(rows)),
@@ -66,7 +69,10 @@ struct PackHeads:
 @extensibility.register("whisper_attention")
 struct AttentionOp:
     """Computes attention over all keys: queries (B, T, N) whose first H*64 columns are read, keys, values (B, H, S, 64)
-    -> (B, T, H*64)."""
+    -> (B, T, H*64).
+
+    Keys and values of float16 belong to models whose weights are rounded (`max_whisper/packed.py`): on a CPU that multiplies
+    bfloat16, many queries over them are multiplied as pairs of it."""
 
     @staticmethod
     def execute[
@@ -92,6 +98,20 @@ struct AttentionOp:
         require_contiguous(keys, op, "keys")
         require_contiguous(values, op, "values")
         comptime if target == "cpu":
+            comptime if dtype == DType.float32 and cache_type == DType.float16 and MULTIPLIES_BFLOAT16:
+                if length >= MANY_QUERIES:
+                    _attend_in_pairs(
+                        _as[DType.float32](data(output)),
+                        _as[DType.float32](data(queries)),
+                        columns,
+                        _as[DType.float16](data(keys)),
+                        _as[DType.float16](data(values)),
+                        capacity,
+                        batch,
+                        heads,
+                        length,
+                    )
+                    return
             Attention[Float32Strips[dtype, cache_type]](
                 data(output),
                 data(queries),
@@ -120,6 +140,34 @@ struct AttentionOp:
                 heads,
                 length,
             ).enqueue(ctx)
+
+
+comptime MANY_QUERIES = 64
+"""Queries from which on keys and values of float16, which were rounded once, are rounded to pairs of bfloat16: their products
+then take a tenth of the time, and rounding that of a few queries."""
+
+
+def _attend_in_pairs(
+    output: Data[DType.float32],
+    queries: Data[DType.float32],
+    query_stride: Int,
+    keys: Data[DType.float16],
+    values: Data[DType.float16],
+    capacity: Int,
+    batch: Int,
+    heads: Int,
+    length: Int,
+):
+    """Attention over all keys, on a CPU that multiplies bfloat16; arguments as those of `Attention`."""
+    var size = batch * heads * ceildiv(capacity, KEY_GROUP) * KEY_GROUP * HEAD
+    var paired_keys = unsafe_alloc[BFloat16](size, alignment=64)
+    var paired_values = unsafe_alloc[BFloat16](size, alignment=64)
+    pair_cache(paired_keys, paired_values, keys, values, batch * heads, capacity)
+    Attention[Bfloat16Strips](
+        output, queries, query_stride, paired_keys, paired_values, capacity, None, batch, heads, length
+    ).run[causal=False]()
+    paired_keys.unsafe_free()
+    paired_values.unsafe_free()
 
 
 @extensibility.register("whisper_self_attention")

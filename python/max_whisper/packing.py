@@ -98,7 +98,7 @@ def keys_shape(batch: Any, heads: Any, length: Any, device: str = "cpu") -> list
 
 
 def pairs_shapes(batch: Any, heads: Any, length: Any) -> tuple[list[Any], list[Any]]:
-    """Shapes of keys and values of bfloat16 on a CPU: of pairs, see `kernels/attention/heads.mojo`; arguments as above."""
+    """Shapes of keys and values of bfloat16 on a CPU: of pairs, see `kernels/attention/pairs.mojo`; arguments as above."""
     pairs = (length + 2 * PANEL - 1) // (2 * PANEL) * PANEL
     return (
         [batch, heads, (length + PANEL - 1) // PANEL, HEAD_DIM // 2, 2 * PANEL],

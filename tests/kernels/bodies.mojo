@@ -11,7 +11,7 @@ from std.memory.alloc import unsafe_alloc
 from std.random import random_float64, random_si64, seed
 
 from kernels.attention.cpu import Attention
-from kernels.attention.heads import KEY_GROUP, store_bfloat16_group
+from kernels.attention.pairs import KEY_GROUP, pair_cache_of_group, pair_rows_of_group
 from kernels.attention.strip import HEAD
 from kernels.attention.strip_bfloat16 import Bfloat16Strips
 from kernels.cpu.epilogue import Epilogue
@@ -148,6 +148,47 @@ def rounded(x: Float32) -> Float64:
     return Float64(bitcast[DType.float32]((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000))
 
 
+def check_pairs(length: Int) raises:
+    """Raises unless keys and values of float16 give the pairs that rows of the same numbers give."""
+    comptime heads = 2
+    comptime stride = 2 * heads * HEAD
+    var panels = ceildiv(length, 16)
+    var groups = ceildiv(length, KEY_GROUP)
+    var rows = unsafe_alloc[Float32](length * stride)
+    var k = unsafe_alloc[Float16](heads * panels * 16 * HEAD)
+    var v = unsafe_alloc[Float16](heads * length * HEAD)
+    for i in range(heads * panels * 16 * HEAD):
+        k[unsafe_offset=i] = 0
+    for t in range(length):
+        for i in range(heads * HEAD):
+            var key = random_float64(-2, 2).cast[DType.float16]()
+            var value = random_float64(-2, 2).cast[DType.float16]()
+            rows[unsafe_offset=t * stride + i] = key.cast[DType.float32]()
+            rows[unsafe_offset=t * stride + heads * HEAD + i] = value.cast[DType.float32]()
+            k[unsafe_offset=((i // HEAD * panels + t // 16) * HEAD + i % HEAD) * 16 + t % 16] = key
+            v[unsafe_offset=(i // HEAD * length + t) * HEAD + i % HEAD] = value
+    var size = heads * groups * KEY_GROUP * HEAD
+    var pairs = unsafe_alloc[UInt16](4 * size, alignment=64)
+    for i in range(4 * size):
+        pairs[unsafe_offset=i] = UInt16(0xFFFF) if i < 2 * size else UInt16(0xFFFE)
+    var found = pairs.unsafe_bitcast[BFloat16]()
+    for head in range(heads):
+        for group in range(groups):
+            pair_cache_of_group(found, found.unsafe_offset(size), k, v, length, head, group)
+            pair_rows_of_group(
+                found.unsafe_offset(2 * size), found.unsafe_offset(3 * size), rows, stride, heads, length, head, group
+            )
+    for i in range(size):
+        if i < heads * panels * 16 * HEAD and pairs[unsafe_offset=i] != pairs[unsafe_offset=2 * size + i]:
+            raise Error("pairs of ", length, " keys: number ", i)
+        if pairs[unsafe_offset=size + i] != pairs[unsafe_offset=3 * size + i]:
+            raise Error("pairs of ", length, " values: number ", i)
+    rows.unsafe_free()
+    k.unsafe_free()
+    v.unsafe_free()
+    pairs.unsafe_free()
+
+
 def check_attention(queries: Int, keys: Int, step: Float64) raises:
     """Raises unless attention in bfloat16 is that of rounded queries, keys and values, but for the error of its weights.
 
@@ -175,7 +216,7 @@ def check_attention(queries: Int, keys: Int, step: Float64) raises:
     var v = unsafe_alloc[BFloat16](heads * groups * KEY_GROUP * HEAD, alignment=64)
     for head in range(heads):
         for group in range(groups):
-            store_bfloat16_group(k, v, rows, stride, heads, keys, head, group)
+            pair_rows_of_group(k, v, rows, stride, heads, keys, head, group)
     var output = unsafe_alloc[Float32](queries * heads * HEAD)
     for i in range(queries * heads * HEAD):
         output[unsafe_offset=i] = Float32(0) / 0
@@ -267,5 +308,7 @@ def main() raises:
     for queries in [1, 15, 16, 17, 31, 33]:
         for keys in [1, 15, 16, 17, 31, 33, 64, 127, 129, 300]:
             check_attention(queries, keys, 0)
+    for length in [1, 15, 16, 17, 31, 32, 33, 100]:
+        check_pairs(length)
     check_attention(64, 600, 0.5)
     check_attention(1500, 1500, 0)

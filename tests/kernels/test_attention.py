@@ -2,13 +2,16 @@ import numpy as np
 import pytest
 from max.dtype import DType
 
-from max_whisper import eager, ops
+from max_whisper import eager, ops, target
 from max_whisper.packing import to_bfloat16
 
 from . import references
 from .harness import FLOAT32_TOLERANCE, check, run
 
 HEAD = ops.HEAD
+
+WEIGHT_ERROR = 0.0074
+"""Of a weight in bfloat16, relative to a factor that all weights of a query share: the 0.73 % of kernels/cpu/exp2.mojo."""
 
 eager.prepare(ops.attention, "f32[3] f32[5] f32[4]")
 eager.prepare(ops.pack_heads, "f32[3]", heads=1)
@@ -118,6 +121,22 @@ def test_keys_and_values_in_float16(rng, shape):
     check(ops.attention, [q, *pack(rows, heads)], references.attention, **FLOAT32_TOLERANCE)
 
 
+@pytest.mark.parametrize("queries", [64, 97, 224])
+def test_many_queries_over_float16(rng, queries):
+    """A CPU that multiplies bfloat16 rounds queries, keys and values to it; others widen float16, without rounding."""
+    q = rng.standard_normal((2, queries, 2 * HEAD), dtype=np.float32)
+    rows = rng.standard_normal((2, 300, 2 * 2 * HEAD), dtype=np.float32).astype(np.float16)
+    keys, values = pack(rows, 2)
+    if not target.multiplies_bfloat16():
+        check(ops.attention, [q, keys, values], references.attention, **FLOAT32_TOLERANCE)
+        return
+    result = run(ops.attention, q, keys, values)
+    rounded = [references.as_bfloat16(x) for x in (q, keys, values)]
+    expected = references.attention(*rounded)
+    largest = np.abs(rounded[2] - rounded[2].mean()).max()
+    np.testing.assert_allclose(result, expected, rtol=0, atol=WEIGHT_ERROR * largest)
+
+
 def test_cached_attention_in_float16(rng):
     heads, batch, capacity = 2, 2, 40
     keys = np.full((batch, heads, 3, HEAD, 16), np.nan, np.float16)
@@ -183,10 +202,6 @@ def test_refuses(rng, change, message):
 def test_no_queries(rng):
     keys, values = pack(rng.standard_normal((1, 20, 2 * HEAD), dtype=np.float32), 1)
     assert eager.call(ops.attention, np.zeros((1, 0, HEAD), np.float32), keys, values).shape == (1, 0, HEAD)
-
-
-WEIGHT_ERROR = 0.0074
-"""Of a weight in bfloat16, relative to a factor that all weights of a query share: the 0.73 % of kernels/cpu/exp2.mojo."""
 
 
 def check_in_bfloat16(rows: np.ndarray) -> None:

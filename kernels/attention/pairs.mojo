@@ -1,0 +1,190 @@
+"""Keys and values in pairs of bfloat16, as products of pairs take them (`strip_bfloat16.mojo`): like packed weights.
+
+    keys   (B, H, ceil(S/16), 32, 32)      row r of a panel: elements 2r and 2r + 1 of 16 keys, in pairs
+    values (B, H, 4, 16*ceil(S/32), 32)    row r of panel p: columns 16p .. 16p + 15 of the values 32*(r/16) + r%16 and of those
+                                           16 further on, in pairs; zeros behind the last value
+
+They are made of the rows that a linear layer wrote, or of a cache of float16, for as many queries as that is worth.
+Cost: no arithmetic but rounding; 4 or 2 bytes read and 2 written for each of 2*B*S*H*64 elements.
+"""
+
+from std.math import ceildiv
+from std.memory import bitcast
+
+from ..cpu.operand import round_bfloat16
+from ..cpu.threads import share
+from ..cpu.tile import PANEL
+from ..data import Data
+from .strip import HEAD
+
+
+comptime KEY_GROUP = 2 * PANEL
+"""Keys and values that are made together."""
+
+
+def pair_rows(
+    keys: Data[DType.bfloat16],
+    values: Data[DType.bfloat16],
+    rows: Data[DType.float32],
+    row_stride: Int,
+    batch: Int,
+    heads: Int,
+    length: Int,
+):
+    """Rounds rows to keys and values in pairs, on all threads.
+
+    Args:
+        keys: (batch, heads, ceil(length/16), 32, 32).
+        values: (batch, heads, 4, 16*ceil(length/32), 32).
+        rows: (batch, length, row_stride).
+        row_stride: N.
+        batch: B.
+        heads: H.
+        length: T.
+    """
+    var groups = ceildiv(length, KEY_GROUP)
+
+    @always_inline
+    def some_groups(begin: Int, end: Int) {imm}:
+        for task in range(begin, end):
+            pair_rows_of_group(keys, values, rows, row_stride, heads, length, task // groups, task % groups)
+
+    share(some_groups, batch * heads * groups)
+
+
+def pair_rows_of_group(
+    keys: Data[DType.bfloat16],
+    values: Data[DType.bfloat16],
+    rows: Data[DType.float32],
+    row_stride: Int,
+    heads: Int,
+    length: Int,
+    matrix: Int,
+    group: Int,
+):
+    """Rounds 32 rows of one head; arguments as for `pair_rows`.
+
+    Args:
+        keys: All keys.
+        values: All values.
+        rows: All rows.
+        row_stride: N.
+        heads: H.
+        length: T.
+        matrix: Batch row times H, plus head.
+        group: Which 32 rows.
+    """
+    var panels = ceildiv(length, PANEL)
+    var groups = ceildiv(length, KEY_GROUP)
+    var first = group * KEY_GROUP
+    var columns = row_stride - (2 * heads - matrix % heads) * HEAD
+    var head = rows.unsafe_offset((matrix // heads * length + first) * row_stride + columns)
+    var k = keys.unsafe_bitcast[Int32]().unsafe_offset((matrix * panels + 2 * group) * PANEL * HEAD // 2)
+    for panel in range(min(2, panels - 2 * group)):
+        var at = panel * PANEL
+        _store_keys(
+            k.unsafe_offset(at * HEAD // 2),
+            head.unsafe_offset(at * row_stride),
+            row_stride,
+            min(PANEL, length - first - at),
+        )
+    var v = values.unsafe_bitcast[Int32]().unsafe_offset((matrix * HEAD // PANEL * groups + group) * PANEL * PANEL)
+    _store_values(v, groups * PANEL * PANEL, head.unsafe_offset(heads * HEAD), row_stride, length - first)
+
+
+@no_inline
+def _store_keys(panel: Data[DType.int32], rows: Data[DType.float32], stride: Int, count: Int):
+    """Writes a panel of 16 keys, of which `count` exist."""
+    for key in range(PANEL):
+        comptime for j in range(0, HEAD, PANEL):
+            var x = SIMD[DType.float32, PANEL](0)
+            if key < count:
+                x = rows.unsafe_load[width=PANEL](key * stride + j)
+            var words = bitcast[DType.int32, PANEL // 2](round_bfloat16(x).cast[DType.int16]())
+            comptime for i in range(PANEL // 2):
+                panel[unsafe_offset=(j // 2 + i) * PANEL + key] = words[i]
+
+
+@no_inline
+def _store_values[
+    dtype: DType, //
+](panels: Data[DType.int32], panel_stride: Int, rows: Data[dtype], stride: Int, count: Int):
+    """Writes 16 rows of the four panels: 32 values, of which `count` exist."""
+    for row in range(PANEL):
+        comptime for j in range(0, HEAD, PANEL):
+            var x = SIMD[DType.float32, PANEL](0)
+            var y = SIMD[DType.float32, PANEL](0)
+            if row < count:
+                x = rows.unsafe_load[width=PANEL](row * stride + j).cast[DType.float32]()
+            if row + PANEL < count:
+                y = rows.unsafe_load[width=PANEL]((row + PANEL) * stride + j).cast[DType.float32]()
+            var words = (round_bfloat16(x) & 0xFFFF) | (round_bfloat16(y) << 16)
+            panels.unsafe_store(j // PANEL * panel_stride + row * PANEL, words)
+
+
+def pair_cache(
+    keys: Data[DType.bfloat16],
+    values: Data[DType.bfloat16],
+    cached_keys: Data[DType.float16],
+    cached_values: Data[DType.float16],
+    matrices: Int,
+    length: Int,
+):
+    """Rounds keys and values of float16 to pairs, on all threads.
+
+    Args:
+        keys: (matrices, ceil(length/16), 32, 32).
+        values: (matrices, 4, 16*ceil(length/32), 32).
+        cached_keys: (matrices, ceil(length/16), 64, 16), zeros behind the last key.
+        cached_values: (matrices, length, 64).
+        matrices: Batch rows times heads.
+        length: Keys and values of each.
+    """
+    var groups = ceildiv(length, KEY_GROUP)
+
+    @always_inline
+    def some_groups(begin: Int, end: Int) {imm}:
+        for task in range(begin, end):
+            pair_cache_of_group(keys, values, cached_keys, cached_values, length, task // groups, task % groups)
+
+    share(some_groups, matrices * groups)
+
+
+def pair_cache_of_group(
+    keys: Data[DType.bfloat16],
+    values: Data[DType.bfloat16],
+    cached_keys: Data[DType.float16],
+    cached_values: Data[DType.float16],
+    length: Int,
+    matrix: Int,
+    group: Int,
+):
+    """Rounds 32 keys and values of one head; arguments as for `pair_cache`.
+
+    Args:
+        keys: All keys.
+        values: All values.
+        cached_keys: All keys, in float16.
+        cached_values: All values, in float16.
+        length: Keys and values of a head.
+        matrix: Batch row times H, plus head.
+        group: Which 32 of them.
+    """
+    var panels = ceildiv(length, PANEL)
+    var groups = ceildiv(length, KEY_GROUP)
+    var first = (matrix * panels + 2 * group) * PANEL * HEAD
+    for panel in range(min(2, panels - 2 * group)):
+        var at = first + panel * PANEL * HEAD
+        _pair_panel(keys.unsafe_bitcast[Int32]().unsafe_offset(at // 2), cached_keys.unsafe_offset(at))
+    var v = values.unsafe_bitcast[Int32]().unsafe_offset((matrix * HEAD // PANEL * groups + group) * PANEL * PANEL)
+    var row = cached_values.unsafe_offset((matrix * length + group * KEY_GROUP) * HEAD)
+    _store_values(v, groups * PANEL * PANEL, row, HEAD, length - group * KEY_GROUP)
+
+
+@no_inline
+def _pair_panel(output: Data[DType.int32], panel: Data[DType.float16]):
+    """Writes a panel of 16 keys whose elements are rows of 16 already."""
+    for row in range(HEAD // 2):
+        var x = panel.unsafe_load[width=PANEL](2 * row * PANEL).cast[DType.float32]()
+        var y = panel.unsafe_load[width=PANEL]((2 * row + 1) * PANEL).cast[DType.float32]()
+        output.unsafe_store(row * PANEL, (round_bfloat16(x) & 0xFFFF) | (round_bfloat16(y) << 16))
