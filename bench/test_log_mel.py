@@ -31,7 +31,7 @@ def cut(samples: np.ndarray) -> np.ndarray:
     return frames[:FRAMES] * (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(POINTS) / POINTS))
 
 
-eager.prepare(ops.log_mel, "f32[2] i32[1] i32[2] f32[1]")
+eager.prepare(ops.log_mel, "f32[2] i32[1] i16[2] f32[1]")
 eager.prepare(builtin, "f32[2] f32[2] f32[2]")
 
 

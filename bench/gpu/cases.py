@@ -116,6 +116,7 @@ class Cases:
         wide = 4 * STATE
         return [
             self.log_mel(2 * self.rows),
+            self.log_mel(2 * self.rows, fading=True),
             self.conv1d(2 * self.rows, MELS, stride=1),
             self.conv1d(2 * self.rows, STATE, stride=2),
             self.layer_norm(self.rows),
@@ -137,8 +138,11 @@ class Cases:
             self.greedy(5),
         ]
 
-    def log_mel(self, frames: int) -> Case:
+    def log_mel(self, frames: int, *, fading: bool = False) -> Case:
+        """Of noise, of which nothing is clamped; or of noise that loses 20 decades of power."""
         samples = self.rng.standard_normal(160 * frames).astype(np.float32) * np.float32(0.1)
+        if fading:
+            samples *= np.logspace(0, -10, samples.size, dtype=np.float32)
         filters = mel_filters(MELS)
         cut = np.lib.stride_tricks.sliding_window_view(np.pad(samples, POINTS // 2, mode="reflect"), POINTS)[::160]
         window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(POINTS) / POINTS)
@@ -149,12 +153,12 @@ class Cases:
         theirs.append(np.pad(filters, ((0, 128 - MELS), (0, 256 - BINS))))
         runs, weights = pack_filters(filters)
         return Case(
-            "log-mel",
+            "log-mel, 2/3 clamped" if fading else "log-mel",
             f"{frames / 100:g} s, float32",
             Leg(log_mel, [samples[None], np.zeros(1, np.int32), runs, weights]),
             Leg(builtin.log_mel, [float32(array) for array in theirs], {"mels": MELS}),
             least=samples.nbytes + runs.nbytes + weights.nbytes + 4 * MELS * frames,
-            work=work.log_mel(1, frames, MELS),
+            work=work.log_mel(1, frames, MELS, again=0.7 if fading else 0),
             note="MAX's leg gets its frames cut and windowed by the host",
         )
 

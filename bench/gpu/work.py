@@ -133,11 +133,20 @@ def greedy(rows: int, columns: int, vocabulary: int) -> list[Launch]:
     ]
 
 
-def log_mel(batch: int, frames: int, mels: int) -> list[Launch]:
-    """Samples in float32 to features in float32: made, then clamped."""
-    blocks, features = ceil(frames / 24), 4 * mels * frames
-    moved = 4 * (160 * frames + 240 * blocks) + features + 2300 * blocks
+def log_mel(batch: int, frames: int, mels: int, *, again: float = 0) -> list[Launch]:
+    """Samples in float32 to features in float32: made, then clamped.
+
+    Args:
+        batch: Recordings.
+        frames: Of each.
+        mels: Bands.
+        again: Which part of the features is looked at again and written, because it is clamped.
+    """
+    blocks, features = ceil(frames / 32), 4 * mels * frames
+    moved = 4 * (160 * frames + 240 * blocks) + features + (1888 + 64) * blocks
+    clamping = min(ceil(blocks / 4), 32)
+    looks = 32 * blocks + clamping * 4 * blocks + 2 * again * features
     return [
         Launch("log-mel", batch * blocks, batch * moved, batch * (4 * 160 * frames + features)),
-        Launch("clamping", batch * ceil(mels * frames / 4096), 2 * batch * features, 2 * batch * features),
+        Launch("clamping", batch * clamping, batch * looks, batch * 2 * again * features),
     ]

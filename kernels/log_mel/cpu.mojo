@@ -163,7 +163,7 @@ def _copy_border[dtype: DType, //](samples: Data[dtype], count: Int, length: Int
 struct Filters(TrivialRegisterPassable):
     """A bank of filters, each a run of neighbouring bins."""
 
-    var runs: Data[DType.int32]
+    var runs: Data[DType.int16]
     """First bin and number of bins of each filter."""
 
     var weights: Data[DType.float32]

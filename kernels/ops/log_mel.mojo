@@ -9,7 +9,8 @@ from std.utils import IndexList
 from ..data import data, require, require_between, require_contiguous, require_size
 from ..log_mel.cpu import Filters, HOP, REACH, log_mel
 from ..log_mel.dft import BINS
-from ..log_mel.gpu import MAX_MELS, MAX_WEIGHTS, enqueue_log_mel
+from ..log_mel.gpu.launch import enqueue_log_mel
+from ..log_mel.gpu.spectrogram import MAX_MELS, MAX_WEIGHTS
 
 
 @extensibility.register("whisper_log_mel")
@@ -28,7 +29,7 @@ struct LogMel:
         output: OutputTensor[dtype=dtype, rank=3, ...],
         samples: InputTensor[dtype=dtype, rank=2, ...],
         padding: InputTensor[dtype=DType.int32, rank=1, ...],
-        runs: InputTensor[dtype=DType.int32, rank=2, ...],
+        runs: InputTensor[dtype=DType.int16, rank=2, ...],
         weights: InputTensor[dtype=DType.float32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:

@@ -33,6 +33,7 @@ _DTYPES = {
     "f16": DType.float16,
     "bf16": DType.bfloat16,
     "i32": DType.int32,
+    "i16": DType.int16,
     "i8": DType.int8,
     "u8": DType.uint8,
 }

@@ -30,7 +30,7 @@ def log_mel(
     Args:
         samples: (B, n_samples), 16 kHz, finite.
         padding: (1) int32, on the host: zeros to be heard behind the samples; with them, a row has at least 201.
-        runs: (n_mels, 2) int32, see `packing.pack_filters`.
+        runs: (n_mels, 2) int16, see `packing.pack_filters`.
         weights: (total length of the runs) float32.
         frames: What the graph calls the dimension (n_samples + padding) // 160.
 

@@ -113,10 +113,10 @@ def pack_filters(filters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         filters: (n, bins); the weights of a row that are not zero lie side by side.
 
     Returns:
-        runs (n, 2) int32, first bin and number of bins of each filter, and weights (total number of bins) float32,
+        runs (n, 2) int16, first bin and number of bins of each filter, and weights (total number of bins) float32,
         the runs one after another.
     """
-    runs = np.zeros((len(filters), 2), np.int32)
+    runs = np.zeros((len(filters), 2), np.int16)
     for run, row in zip(runs, filters, strict=True):
         if (used := np.flatnonzero(row)).size:
             run[:] = used[0], used[-1] + 1 - used[0]

@@ -20,7 +20,7 @@ def log_mel(samples, padding, runs, weights):
 log_mel.on_host = frozenset({1})  # type: ignore[attr-defined]
 
 for name in DTYPES:
-    prepare(log_mel, f"{name}[2] i32[1] i32[2] f32[1]")
+    prepare(log_mel, f"{name}[2] i32[1] i16[2] f32[1]")
 
 TOLERANCE = {
     "f32": {"rtol": 0, "atol": 2e-5},  # a weak bin beside a strong one: errors of 1e-7 of the strong one's power
@@ -41,10 +41,11 @@ def check(name, arrays):
     np.testing.assert_allclose(widen(result), expected, **TOLERANCE[name])
 
 
-# The least there is; one frame less and more than a block's 24; no samples at all; silence behind, of which some blocks
-# hear nothing; a filter bank of 128.
-SHAPES = [(1, 201, 0, 80), (1, 0, 201, 80), (2, 400, 0, 80), (1, 3839, 0, 80), (1, 3840, 1, 80), (1, 4159, 0, 80)]
-SHAPES += [(1, 5000, 8000, 80), (3, 161, 159, 80), (1, 1, 12000, 80), (1, 2000, 0, 128), (0, 400, 0, 80)]
+# The least there is; one frame less and more than a block's 32; no samples at all; silence behind, of which some blocks
+# hear nothing; a filter bank of 128, and of 3, fewer than parts; more blocks than one of the second kernel's looks at.
+SHAPES = [(1, 201, 0, 80), (1, 0, 201, 80), (2, 400, 0, 80), (1, 5119, 0, 80), (1, 5120, 1, 80), (1, 5439, 0, 80)]
+SHAPES += [(1, 5000, 12000, 80), (3, 161, 159, 80), (1, 1, 12000, 80), (1, 2000, 0, 128), (0, 400, 0, 80)]
+SHAPES += [(1, 6000, 0, 3), (2, 1000, 24000, 80)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
@@ -63,13 +64,34 @@ def test_a_pure_tone_and_its_clamp(rng):
     check("f32", arrays)
 
 
-def test_moves_little_more_than_it_must(rng):
-    samples, padding, runs, weights = arguments(rng, "f32", 1, 160 * 24 * 4, 0)
-    launches = all_counted(log_mel, [samples, padding, runs, weights])
-    features = 4 * 80 * 24 * 4
-    least = samples.nbytes + 3 * features + runs.nbytes + weights.nbytes  # written, then read and clamped
-    assert sum(launch.moved for launch in launches) <= 1.1 * least
+def fading(rng, frames):
+    """Noise that loses a decade of power every 20th of the time; two thirds of its features are clamped."""
+    samples, *rest = arguments(rng, "f32", 1, 160 * frames, 0)
+    return [samples * np.logspace(0, -10, samples.shape[1], dtype=np.float32), *rest]
+
+
+def test_what_is_clamped(rng):
+    """Blocks without it, with some of it, and of nothing else; more of them than one of the second kernel's looks at."""
+    check("f32", fading(rng, 150))
+
+
+@pytest.mark.parametrize("clamped", [0, 0.7])
+def test_moves_little_more_than_it_must(rng, clamped):
+    """Samples and tables once, features once; what is clamped is read and written again, in parts of blocks."""
+    make = fading(rng, 320) if clamped else arguments(rng, "f32", 1, 160 * 320, 0)
+    launches = all_counted(log_mel, make)
+    features = 4 * 80 * 320
+    least = sum(array.nbytes for array in (make[0], *make[2:])) + features
+    assert sum(launch.moved for launch in launches) <= 1.1 * least + 2.2 * clamped * features
     assert len(launches) == 2
+    assert not any(launch.bank_conflicts for launch in launches)
+
+
+def test_writes_silence_once(rng):
+    """Blocks that hear nothing but padding are left to the second kernel; the second of five hears 200 samples."""
+    launches = all_counted(log_mel, arguments(rng, "f32", 1, 160 * 32, 160 * 128))
+    assert sum(launch.global_written for launch in launches) <= 4 * 80 * (160 + 32) + 1024
+    assert sum(launch.global_read for launch in launches) <= 4 * (160 * 32 + 80 * 32 + 1600)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +100,7 @@ def test_moves_little_more_than_it_must(rng):
         (lambda s, p, r, w: (s[:, :100], p, r, w), "n_samples + padding is 100, expected at least 201"),
         (lambda s, p, r, w: (s, p - 1, r, w), "padding is -1, expected at least 0"),
         (lambda s, p, r, w: (s, p, np.tile(r, (2, 1)), w), "n_mels is 160, on a GPU at most 128"),
-        (lambda s, p, r, w: (s, p, r, np.tile(w, 3)), "weights, on a GPU at most 1024"),
+        (lambda s, p, r, w: (s, p, r, np.tile(w, 3)), "weights, on a GPU at most 402"),
     ],
 )
 def test_refuses(rng, change, message):

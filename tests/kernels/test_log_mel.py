@@ -20,7 +20,7 @@ from .harness import check, run
 
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
 
-eager.prepare(ops.log_mel, "f32[2] i32[1] i32[2] f32[1]")
+eager.prepare(ops.log_mel, "f32[2] i32[1] i16[2] f32[1]")
 
 # The shortest that can be mirrored; a hop, a window; the ends of blocks of 4, 8 and 16 frames, and of the samples under
 # them; a prime.
@@ -87,7 +87,7 @@ def test_rows_of_a_batch_have_their_own_maximum(rng):
 
 @pytest.mark.parametrize("runs", [[[0, 201]], [[200, 1], [0, 0], [7, 0], [0, 1]], [[0, 0]]])
 def test_any_filters(rng, runs):
-    runs = np.array(runs, np.int32)
+    runs = np.array(runs, np.int16)
     weights = rng.random(runs[:, 1].sum(), dtype=np.float32)
     samples, padding, *_ = arguments(noise(rng, 2000))
     check(ops.log_mel, [samples, padding, runs, weights], references.log_mel, **TOLERANCE)
@@ -102,9 +102,9 @@ def test_any_filters(rng, runs):
         (lambda s, p, r, w: (s, p[:0], r, w), "the size of padding is 0, expected 1"),
         (lambda s, p, r, w: (s, p, r[:, :1], w), "the length of a run's description is 1, expected 2"),
         (lambda s, p, r, w: (s, p, r, w[1:]), "the number of weights is 390, expected 391"),
-        (lambda s, p, r, w: (s, p, r - np.array([2, 0], np.int32), w), r"runs\[0, 0\] is -1, expected 0 to 200"),
-        (lambda s, p, r, w: (s, p, r + np.array([15, 0], np.int32), w), r"runs\[78, 0\] is 194, expected 0 to 187"),
-        (lambda s, p, r, w: (s, p, r - np.array([0, 2], np.int32), w), r"runs\[0, 1\] is -1, expected 0 to 201"),
+        (lambda s, p, r, w: (s, p, r - np.array([2, 0], np.int16), w), r"runs\[0, 0\] is -1, expected 0 to 200"),
+        (lambda s, p, r, w: (s, p, r + np.array([15, 0], np.int16), w), r"runs\[78, 0\] is 194, expected 0 to 187"),
+        (lambda s, p, r, w: (s, p, r - np.array([0, 2], np.int16), w), r"runs\[0, 1\] is -1, expected 0 to 201"),
     ],
 )
 def test_refuses(rng, change, message):
