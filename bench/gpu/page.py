@@ -232,8 +232,9 @@ device's events; that part has never been run.
 Bytes asked for as a multiple of the least (and blocks), by the formula below. Each block must be given all of x, so few
 blocks ask for less; but a multiprocessor takes in {INTAKE} bytes a cycle, which bounds how few: the last columns are times
 without launch, modelled for the {GPUS[1].name}. The rereads of x come from the level-2 cache; what memory delivers is
-the least in every case. So blocks are widened from 32 to at most 160 columns until x is reread for less than a tenth of W,
-as long as a block has no more than 160 KB to read, which takes less time than to launch it, or memory is waited for anyway.
+the least in every case. So blocks are widened by 16, from 32 to at most 160 columns, until x is reread for less than a
+tenth of W, as long as a block has no more than 160 KB to read, which takes less time than to launch it, or memory is
+waited for anyway.
 
 {_few_rows()}
 

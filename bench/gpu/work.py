@@ -35,15 +35,15 @@ class Launch:
         return self.mma or self.moved
 
 
-def groups(rows: int, columns: int, depth: int, *, most_bytes: int = MOST_BYTES) -> int:
-    """Groups of 32 columns in a block of the linear layer with few rows: `choose_groups` in `kernels/gpu/few_rows.mojo`."""
-    for number in range(1, 5):
-        blocks = ceil(columns / (32 * number))
-        wider = (32 * (number + 1) + rows) * depth * ELEMENT
+def block_columns(rows: int, columns: int, depth: int, *, most_bytes: int = MOST_BYTES) -> int:
+    """Columns of a block of the linear layer with few rows: `choose_columns` in `kernels/gpu/few_rows.mojo`."""
+    for own in range(32, 160, 16):
+        blocks = ceil(columns / own)
+        wider = (own + 16 + rows) * depth * ELEMENT
         enough = max(most_bytes, columns * depth * ELEMENT // ENOUGH_BLOCKS)
         if 10 * rows * (blocks - 1) <= columns + rows or wider > enough:
-            return number
-    return 5
+            return own
+    return 160
 
 
 def linear(
@@ -53,10 +53,10 @@ def linear(
     ends = columns + rows * columns * (1 + residual)
     least = ELEMENT * (columns * depth + rows * depth + ends)
     if rows <= 16:
-        number = groups(rows, columns, depth, most_bytes=most_bytes)
-        blocks = ceil(columns / (32 * number))
+        own = block_columns(rows, columns, depth, most_bytes=most_bytes)
+        blocks = ceil(columns / own)
         moved = ELEMENT * (columns * depth + blocks * rows * depth + ends)
-        mma = blocks * number * 2 * ceil(depth / 32) * 2 * (2 if rows > 8 else 1)
+        mma = ceil(columns / 16) * ceil(depth / 32) * 2 * (2 if rows > 8 else 1)
         return [Launch("linear, few rows", blocks, moved, least, mma)]
     return [_tiles("linear, many rows", 1, rows, columns, depth, residual, least)]
 

@@ -54,17 +54,25 @@ struct Rows[dtype: DType](TrivialRegisterPassable):
     """Elements of a row."""
 
     @always_inline
-    def copy(self, row: Int32, k: Int32, target: Shared[Self.dtype]):
+    def end(self, k: Int32) -> UInt32:
+        """Where what exists of element k and its chunk ends: for all rows at once, 0 behind the last element."""
+        return UInt32(self.size) if k < self.depth else 0
+
+    @always_inline
+    def copy[shift: Int](self, row: Int32, k: Int32, end: UInt32, target: Shared[Self.dtype]):
         """Starts to copy a chunk.
+
+        Parameters:
+            shift: See `copy_chunk`.
 
         Args:
             row: Row, may lie outside.
             k: First element in the row.
+            end: What `end` gave for k.
             target: Where the chunk goes.
         """
         var at = row * self.stride - self.origin + k
-        var valid = k < self.depth and UInt32(at) < UInt32(self.size)
-        copy_chunk(self.start.unsafe_offset(Int(at)), target, valid)
+        copy_chunk[shift](self.start.unsafe_offset(Int(at)), target, UInt32(at) < end)
 
 
 @always_inline
@@ -79,15 +87,16 @@ def _start_step[
     a_tile: Shared[T.dtype],
     b_tile: Shared[T.dtype],
 ):
-    """Starts the copies of one step: 8 threads a row, 12 chunks a thread."""
+    """Starts the copies of one step: 8 threads a row, 12 chunks a thread, rows that are swizzled alike."""
     var place = Int(thread_idx.x) % _CHUNKS
     var row = Int(thread_idx.x) // _CHUNKS
     var k = step * Int32(TILE_ROW // size_of[T.dtype]()) + Int32(place * chunk[T.dtype]())
+    var at = swizzled[T.dtype](row, place)
     comptime for i in range(0, TILE_M, _ROWS_AT_ONCE):
-        a.copy(first_row + Int32(row + i), k, a_tile.unsafe_offset(swizzled[T.dtype](row + i, place)))
+        a.copy[i * TILE_ROW](first_row + Int32(row + i), k, a.end(k), a_tile.unsafe_offset(at))
     comptime for i in range(0, TILE_N, _ROWS_AT_ONCE):
         var column = first_column + Int32(T.column(row + i))
-        b.copy(column, k, b_tile.unsafe_offset(swizzled[T.dtype](row + i, place)))
+        b.copy[i * TILE_ROW](column, k, b.end(k), b_tile.unsafe_offset(at))
     commit_copies()
 
 

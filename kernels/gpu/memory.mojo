@@ -77,8 +77,12 @@ def store_chunk[dtype: DType](x: Data[dtype], at: Int, y: SIMD[dtype, chunk[dtyp
 
 
 @always_inline
-def copy_chunk[dtype: DType](source: Data[dtype], target: Shared[dtype], valid: Bool):
+def copy_chunk[dtype: DType, //, shift: Int = 0](source: Data[dtype], target: Shared[dtype], valid: Bool):
     """Starts to copy a chunk from global to shared memory.
+
+    Parameters:
+        dtype: Of the elements.
+        shift: How many bytes behind the target they go: part of the instruction, where an addition would be another.
 
     Args:
         source: 16 aligned bytes; where invalid it may point anywhere, as it is not read.
@@ -86,14 +90,14 @@ def copy_chunk[dtype: DType](source: Data[dtype], target: Shared[dtype], valid: 
         valid: Whether to copy; otherwise the target becomes zero.
     """
     comptime if is_nvidia_gpu():
-        inlined_assembly["cp.async.cg.shared.global [$0], [$1], 16, $2;", NoneType, constraints="r,l,r,~{memory}"](
-            Int32(Int(target)), Int(source), Int32(CHUNK) if valid else Int32(0)
+        inlined_assembly["cp.async.cg.shared.global [$0+$3], [$1], 16, $2;", NoneType, constraints="r,l,r,n,~{memory}"](
+            Int32(Int(target)), Int(source), Int32(CHUNK) if valid else Int32(0), Int32(shift)
         )
     else:
         var y = SIMD[dtype, chunk[dtype]()](0)
         if valid:
             y = load_chunk(source, 0)
-        target.unsafe_store[alignment=CHUNK](0, y)
+        target.unsafe_store[alignment=CHUNK](shift // size_of[dtype](), y)
 
 
 @always_inline

@@ -110,6 +110,7 @@ trait PartialSums(Deinitable):
         mut self,
         x: Shared[Self.dtype],
         rows: Int32,
+        columns: Int32,
         left: Int32,
         weight: Array[SIMD[Self.dtype, chunk[Self.dtype]()], Self.CHUNKS],
     ):
@@ -118,6 +119,7 @@ trait PartialSums(Deinitable):
         Args:
             x: Of the warp's first slice, see `Operand.start_copy`.
             rows: How many rows x has.
+            columns: How many columns the group has; what is added for others does not matter.
             left: Elements of k from the start of the warp's first slice to the end.
             weight: What `load` gave.
         """
@@ -173,6 +175,7 @@ struct TensorCores[type: DType](PartialSums):
         mut self,
         x: Shared[Self.dtype],
         rows: Int32,
+        columns: Int32,
         left: Int32,
         weight: Array[SIMD[Self.dtype, chunk[Self.dtype]()], Self.CHUNKS],
     ):
@@ -183,12 +186,14 @@ struct TensorCores[type: DType](PartialSums):
                 var x_low = Self._load(x, at)
                 comptime for tile in range(Self.TILES):
                     comptime w = (i * Self.TILES + tile) * 2
-                    Self._multiply(self.low[tile], weight[w], weight[w + 1], x_low)
+                    if Int32(tile * MMA_M) < columns:
+                        Self._multiply(self.low[tile], weight[w], weight[w + 1], x_low)
                 if rows > 8:
                     var x_high = Self._load(x, at + HALF)
                     comptime for tile in range(Self.TILES):
                         comptime w = (i * Self.TILES + tile) * 2
-                        Self._multiply(self.high[tile], weight[w], weight[w + 1], x_high)
+                        if Int32(tile * MMA_M) < columns:
+                            Self._multiply(self.high[tile], weight[w], weight[w + 1], x_high)
 
     @staticmethod
     @always_inline
@@ -263,6 +268,7 @@ struct MultiplyAdds[type: DType](PartialSums):
         mut self,
         x: Shared[Self.dtype],
         rows: Int32,
+        columns: Int32,
         left: Int32,
         weight: Array[SIMD[Self.dtype, chunk[Self.dtype]()], Self.CHUNKS],
     ):
