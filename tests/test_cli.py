@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -401,6 +402,38 @@ def test_a_reader_that_stops_reading_is_no_error() -> None:
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait() == 1
+
+
+def buffered(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python with what it prints buffered, as it is unless somebody asked for something else."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["transcribe", "--help"]])
+def test_what_is_printed_arrives_before_the_process_ends(arguments: list[str]) -> None:
+    """The process ends without Python's usual cleaning up."""
+    result = buffered("-m", "max_whisper", *arguments)
+    assert result.returncode == 0
+    assert result.stdout.startswith("usage: max-whisper")
+    assert result.stdout.endswith("\n")
+
+
+def test_text_before_an_error_arrives() -> None:
+    code = """if True:
+        import max_whisper.cli as cli
+        from max_whisper.errors import AudioError
+        def info(_):
+            print("the first file")
+            raise AudioError("the second")
+        cli.info = info
+        import sys
+        sys.argv = ["max-whisper", "info"]
+        cli.run()
+    """
+    result = buffered("-c", code)
+    assert (result.returncode, result.stdout) == (1, "the first file\n")
+    assert result.stderr == "max-whisper: error: the second\n"
 
 
 class Terminal(io.StringIO):

@@ -9,6 +9,7 @@ import stat
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
@@ -53,8 +54,12 @@ def run() -> NoReturn:
     try:
         main()
     except SystemExit as end:
+        if not isinstance(end.code, int):
+            raise
+        with suppress(BrokenPipeError):
+            sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(end.code if isinstance(end.code, int) else 0)
+        os._exit(end.code)
     raise AssertionError("main() ends the process")
 
 

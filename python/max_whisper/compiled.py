@@ -89,7 +89,7 @@ def _sources() -> str:
     """Digest of all that graphs are made of: kernels, graph builders, and the layout of weights."""
     here = Path(__file__).parent
     files = [*(here / "kernels").rglob("*.mojo"), *(here / "graphs").rglob("*.py")]
-    files += [here / "ops.py", here / "packing.py", here / "packed.py"]  # what the graphs take
+    files += [here / name for name in ("ops.py", "packing.py", "packed.py", "screen.py")]  # what the graphs take
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(f"{path.relative_to(here)}\0".encode() + path.read_bytes())
