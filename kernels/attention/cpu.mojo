@@ -1,8 +1,8 @@
 """Fused attention: O = softmax(Q K^T / sqrt(d)) V, without the matrix of scores in memory.
 
 Shapes: Q (B, T, H*64) rows of any stride; O (B, T, H*64); keys and values packed for the products they take part in
-(`heads.mojo`, `pairs.mojo`), C of them for each head. Query t of batch row b sees the first `visible(b, t)` keys: all of them in the
-encoder and in cross-attention, `past[b] + t + 1` in the decoder.
+(`heads.mojo`, `pairs.mojo`), C of them for each head. Query t of batch row b sees the first `visible(b, t)` keys: all of
+them in the encoder and in cross-attention, `past[b] + t + 1` in the decoder.
 
 One task is a block of queries of one head. It walks over blocks of keys; a strip of queries keeps its scores in the
 first-level cache, the block of keys and values stays in the second while the strips pass over it:

@@ -1,6 +1,7 @@
 """The register tile: the one place where CPUs differ.
 
-Every matrix product of the package (linear layers, convolutions as matrices, both products of attention) is cut into tiles of `rows x (panels * PANEL)` float32 sums that stay in registers while k runs:
+Every matrix product of the package (linear layers, convolutions as matrices, both products of attention) is cut into
+tiles of `rows x (panels * PANEL)` float32 sums that stay in registers while k runs:
 
               PANEL = 16 columns            b: a panel; each of its rows holds 16 columns
              +------------------+              of G neighbouring k: G = 1 in float32 and
