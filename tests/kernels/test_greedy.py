@@ -204,7 +204,7 @@ def test_logits_are_within_the_bounds(rng, tokens, depth):
     assert (np.abs(rough - hidden @ vocabulary.astype(np.float64).T) <= slack * 1.001 + 1e-5).all()
 
 
-@pytest.mark.parametrize("batch", [1, 3, 4, 5, 9])
+@pytest.mark.parametrize("batch", [1, 3, 4, 5])
 def test_reads_what_may_win_and_nothing_else(rng, batch):
     """Rows that cannot win are NaN in the vocabulary: whoever reads one knows no logit of that state any more."""
     tokens, depth = 5000, 384
@@ -213,8 +213,7 @@ def test_reads_what_may_win_and_nothing_else(rng, batch):
     rough, slack = bounds(hidden[:, 0], vocabulary)
     reachable = rough + np.maximum(slack * 1.002, 5.01) >= (rough - slack).max(-1, keepdims=True)
     logits = hidden[:, 0].astype(np.float64) @ vocabulary.astype(np.float64).T
-    assert reachable.any(0).mean() < 0.9
-    assert (rough.argmax(-1) != logits.argmax(-1)).any() or batch < 9  # the screen alone would not do
+    assert not reachable.any(0).all()
     torn = np.where(reachable.any(0)[:, None], vocabulary, np.float16(np.nan))
     at, mask, rules = np.zeros(batch, np.int32), np.zeros(tokens, np.uint8), np.array([EVERYTHING] * batch, np.int32)
     picked, log_probs = run(ops.greedy, hidden, at, torn, mask, rules, *screened(vocabulary), timestamp_begin=FIRST)
@@ -230,15 +229,24 @@ def test_states_of_other_models(rng, tokens, depth):
     check_picks([hidden, at, embeddings(rng, tokens, depth), mask, rules])
 
 
+def look_alikes(rng: np.random.Generator, states: int) -> tuple[np.ndarray, np.ndarray]:
+    """States (B, 64), and a vocabulary of ten tokens for each that differ by less than four bits show."""
+    vocabulary = embeddings(rng, states, 64).astype(np.float32)
+    directions = vocabulary - vocabulary.mean(0)
+    hidden = 40 * directions / (directions**2).sum(-1, keepdims=True)
+    vocabulary = np.repeat(vocabulary, 10, axis=0)
+    best, column = 10 * np.arange(states) + rng.integers(1, 10, states), np.abs(hidden).argmax(-1)
+    vocabulary[best, column] += np.sign(hidden[np.arange(states), column]) * np.float32(2**-13)  # more than rounding
+    return hidden, vocabulary
+
+
 def test_tokens_that_the_screen_cannot_tell_apart(rng):
-    """A token's neighbours differ from it by less than four bits show: the largest logit wins all the same."""
-    vocabulary = embeddings(rng, 1000, 64).astype(np.float32)
-    vocabulary[100:120] = vocabulary[100] + rng.standard_normal((20, 64)).astype(np.float32) * 1e-4
-    hidden = 40 * vocabulary[100:101, None] / np.linalg.norm(vocabulary[100]) ** 2
-    hidden = np.concatenate([hidden + rng.standard_normal(64).astype(np.float32) for _ in range(8)])
-    check_picks(
-        [hidden, np.zeros(8, np.int32), vocabulary, np.zeros(1000, np.uint8), np.array([EVERYTHING] * 8, np.int32)]
-    )
+    hidden, vocabulary = look_alikes(rng, 60)
+    best = (hidden.astype(np.float64) @ vocabulary.astype(np.float64).T).argmax(-1)
+    rough, _ = bounds(hidden, vocabulary)
+    assert (rough.argmax(-1) != best).any()
+    tokens, _ = pick(hidden[:, None], vocabulary, np.zeros(600, np.uint8), np.array([EVERYTHING] * 60, np.int32))
+    np.testing.assert_array_equal(tokens, best)
 
 
 # --- rows, sizes, errors ---------------------------------------------------------------------------------------------
