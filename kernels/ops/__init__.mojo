@@ -14,12 +14,15 @@ named after the algorithm; which body runs where is decided in its file here.
     whisper_packed_self_attention   ... and keys, values of bfloat16, CPU only         -> (B, S, H*64)
     whisper_cached_attention    rows (B, T, 3*H*64), past (B), cache in place         -> (B, T, H*64)
     whisper_embed               tokens (B, T), past (B), vocabulary, positions        -> (B, T, D)
-    whisper_greedy              hidden (B, T, D), at (B), vocabulary, rules           -> tokens (B), log probs (B)
-    whisper_token_probability   hidden (B, T, D), at (B), vocabulary                  -> (B)
+    whisper_screened_greedy     hidden (B, T, D), at (B), vocabulary, rules, screen, CPU only   -> tokens (B), log probs (B)
+    whisper_greedy              the same without a screen, GPU only
+    whisper_screened_token_probability    hidden (B, T, D), at (B), vocabulary, screen, CPU only    -> (B)
+    whisper_token_probability   the same without a screen, GPU only
     whisper_logits              hidden (B, T, D), at (B), vocabulary                  -> (B, V)
 
 Batch is always the first dimension; M stands for the product of all leading dimensions. Weights, keys and values are laid
 out once (`max_whisper.packing`): on CPUs in panels of 16 columns, see `cpu/tile.mojo`; on GPUs a weight is a plain (N, K) matrix.
+The vocabulary is plain everywhere; its screen is described in `greedy/screen.mojo`.
 """
 
 from .attention import AttentionOp, CachedAttention, PackedSelfAttention, PackHeads, SelfAttention
@@ -28,4 +31,4 @@ from .embedding import Embed
 from .layer_norm import AddLayerNorm, LayerNorm
 from .linear import Linear, LinearResidual
 from .log_mel import LogMel, log_mel_shape
-from .vocabulary import Greedy, Logits, TokenProbability
+from .vocabulary import Greedy, Logits, ScreenedGreedy, ScreenedTokenProbability, TokenProbability
