@@ -30,6 +30,11 @@ def pytest_configure(config: pytest.Config) -> None:
         )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that capture device graphs come last: from then on, the phantom does not know the bounds of every buffer."""
+    items.sort(key=lambda item: item.get_closest_marker("captures") is not None)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     wanted = {model for item in session.items for model in getattr(getattr(item, "module", None), "MODELS", ())}
     if wanted and not session.config.option.collectonly:

@@ -108,11 +108,12 @@ class FakeDecoder:
         self._append(tokens)
         return np.stack([self.model.logits(w, row) for w, row in zip(self.windows, self.rows, strict=True)])
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep(self, rows: Sequence[int]) -> Sequence[int]:
         assert len(rows) < len(self.rows)
         assert all(source >= to for to, source in enumerate(rows))
         self.rows = [list(self.rows[row]) for row in rows]
         self.windows = [self.windows[row] for row in rows]
+        return rows
 
     def _append(self, tokens: np.ndarray) -> None:
         assert tokens.dtype == np.int32

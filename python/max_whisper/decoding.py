@@ -269,8 +269,7 @@ class DecodingTask:
             if all(ended) or length > self.model.dims.n_text_ctx:
                 break
             if spend and any(ended[row] for row in rows):
-                kept = _closed_up([not ended[row] for row in rows])
-                decoder.keep(kept)
+                kept = decoder.keep(_closed_up([not ended[row] for row in rows]))
                 rows, picked = [rows[i] for i in kept], [picked[i] for i in kept]
             tokens = np.asarray(picked, np.int32)[:, None]
         return sampled, sum_logprobs, no_speech_probs

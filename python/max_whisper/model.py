@@ -1,5 +1,6 @@
 """A loaded Whisper model: the only place that executes graphs."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from max_whisper.checkpoint import Checkpoint, load_checkpoint
 from max_whisper.config import HEAD_DIM, ModelDimensions
 from max_whisper.errors import AudioError, OptionError
 from max_whisper.packing import keys_shape
+from max_whisper.replay import Room, Rooms
 from max_whisper.tokenizer import Vocabulary
 from max_whisper.transcribe import Transcription, transcribe
 
@@ -78,6 +80,7 @@ class Whisper:
         self._models = runtime.load(mef, weights, device)
         # On a CPU the models read the weights where they lie; whoever holds the models must hold them too.
         self._weights = weights if device == "cpu" else None
+        self.rooms = Rooms(self._new_room)
 
     @property
     def is_multilingual(self) -> bool:
@@ -159,6 +162,12 @@ class Whisper:
         with runtime.room_for(f"a cache for {batch} windows"):
             return [Buffer(dtype, shape, self.on) for shape in shapes]
 
+    def _new_room(self, capacity: int) -> Room:
+        dims, caches = self.dims, []
+        for _ in range(dims.n_text_layer):
+            caches += self.new_cache(dims.n_text_ctx, capacity) + self.new_cache(dims.n_audio_ctx, capacity)
+        return Room(self._models["decoder"], self.on, capacity, caches, dims.n_vocab)
+
     def execute(self, graph: str, *inputs: np.ndarray | Buffer) -> list[Buffer]:
         """Runs one of the graphs of `max_whisper.graphs`."""
         return runtime.execute(self._models[graph], *inputs)
@@ -173,17 +182,29 @@ class Decoder:
     """
 
     def __init__(self, model: Whisper, features: AudioFeatures) -> None:
-        dims = model.dims
         self._model, self._batch = model, len(features)
         self._past = np.zeros(self._batch, np.int32)
         # What is the same in most steps is put in place once.
         self._newest = model.put(np.zeros(self._batch, np.int32))
         self._unasked = model.put(np.full(self._batch, -1, np.int32))
-        self._mask = model.put(np.zeros(dims.n_vocab, np.uint8))
-        self._caches: list[Buffer] = []
-        for layer in range(dims.n_text_layer):
-            self._caches += model.new_cache(dims.n_text_ctx, self._batch)
-            self._caches += features.cross[2 * layer : 2 * layer + 2]
+        self._mask = model.put(np.zeros(model.dims.n_vocab, np.uint8))
+        self._room = self._move_in(features) if model.on.api == "cuda" else None
+        if self._room is None:
+            self._caches: list[Buffer] = []
+            for layer in range(model.dims.n_text_layer):
+                self._caches += model.new_cache(model.dims.n_text_ctx, self._batch)
+                self._caches += features.cross[2 * layer : 2 * layer + 2]
+
+    def _move_in(self, features: AudioFeatures) -> Room:
+        """Takes caches whose steps are captured, or can be, and copies the audio's keys and values there."""
+        room = self._model.rooms.take(self._batch)
+        weakref.finalize(self, self._model.rooms.give, room)
+        room.mask.inplace_copy_from(self._mask)
+        self._caches = room.caches(self._batch)
+        for layer in range(self._model.dims.n_text_layer):
+            for part in range(2):
+                self._caches[4 * layer + 2 + part].inplace_copy_from(features.cross[2 * layer + part])
+        return room
 
     def set_suppression(self, mask: np.ndarray) -> None:
         """Sets, for each token, the bits of the rules that suppress it.
@@ -192,6 +213,8 @@ class Decoder:
             mask: (n_vocab,) uint8.
         """
         self._mask = self._model.put(np.ascontiguousarray(mask, np.uint8))
+        if self._room:
+            self._room.mask.inplace_copy_from(self._mask)
 
     def forward(
         self,
@@ -212,9 +235,13 @@ class Decoder:
         Raises:
             ValueError: The tokens do not fit into the context or are none of the vocabulary; the rules suppress all.
         """
-        asked = self._unasked if no_speech_at is None else np.ascontiguousarray(no_speech_at, np.int32)
-        picked, log_probs, silence, _ = self._step(tokens, rules, last, asked)
-        picks = Picks(picked.to_numpy(), log_probs.to_numpy(), None if no_speech_at is None else silence.to_numpy())
+        if self._room and tokens.shape[1] == 1 and last is None and no_speech_at is None:
+            picks = self._replay(tokens, rules, self._room)
+        else:
+            asked = self._unasked if no_speech_at is None else np.ascontiguousarray(no_speech_at, np.int32)
+            picked, log_probs, silence, _ = self._step(tokens, rules, last, asked)
+            asked_probs = None if no_speech_at is None else silence.to_numpy()
+            picks = Picks(picked.to_numpy(), log_probs.to_numpy(), asked_probs)
         if np.isnan(picks.log_probs).any():  # how a kernel on a GPU says what one on a CPU raises
             row = int(np.isnan(picks.log_probs).argmax())
             raise ValueError(f"greedy: the rules of row {row} suppress every token, or its logits are not finite")
@@ -234,23 +261,32 @@ class Decoder:
         states = self._step(tokens, anything, at, self._unasked)[3]
         return self._model.execute("logits", states, self._model.put(at))[0].to_numpy()
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Goes on with some rows only, so that a step costs nothing for those that have ended.
+    def keep(self, rows: Sequence[int]) -> Sequence[int]:
+        """Goes on with some rows only, if that is worth it, so that a step costs less or nothing for those that have ended.
 
         Keys and values move within their buffers, those of the audio too: the features that the decoder was made of are
         spent.
 
         Args:
             rows: For each row from now on, which one it was, at its own place or behind it.
+
+        Returns:
+            The same; or all rows, where a step costs about as much for all: on a GPU, while more than half of them run.
         """
+        if self._room and 2 * len(rows) > self._batch:
+            return range(self._batch)
         moves = [(to, source) for to, source in enumerate(rows) if to != source]
         for cache in self._caches:
             for to, source in moves:
-                _rows(cache, to, to + 1).inplace_copy_from(_rows(cache, source, source + 1))
+                runtime.rows(cache, to, to + 1).inplace_copy_from(runtime.rows(cache, source, source + 1))
         self._batch = len(rows)
-        self._caches = [_rows(cache, 0, self._batch) for cache in self._caches]
         self._past = self._past[list(rows)]
-        self._newest, self._unasked = _rows(self._newest, 0, self._batch), _rows(self._unasked, 0, self._batch)
+        self._caches = [self._first_rows(cache) for cache in self._caches]
+        self._newest, self._unasked = self._first_rows(self._newest), self._first_rows(self._unasked)
+        return rows
+
+    def _first_rows(self, buffer: Buffer) -> Buffer:
+        return runtime.rows(buffer, 0, self._batch)
 
     def _step(
         self, tokens: np.ndarray, rules: np.ndarray, last: np.ndarray | None, no_speech_at: np.ndarray | Buffer
@@ -276,6 +312,12 @@ class Decoder:
         self._past = self._past + (1 if last is None else last + 1)
         return results
 
+    def _replay(self, tokens: np.ndarray, rules: np.ndarray, room: Room) -> Picks:
+        self._check(tokens, None, self._unasked)
+        picked, log_probs = room.step(self._batch).run(tokens, self._past, rules)
+        self._past = self._past + 1
+        return Picks(picked, log_probs, None)
+
     def _check(self, tokens: np.ndarray, last: np.ndarray | None, no_speech_at: np.ndarray | Buffer) -> None:
         """Refuses what would lead outside of a table: the host code of a GPU's kernels cannot see these values."""
         dims, length = self._model.dims, tokens.shape[1]
@@ -290,11 +332,6 @@ class Decoder:
             outside = values[(values < lowest) | (values > highest)]
             if outside.size:
                 raise ValueError(f"decoder: {name} has {outside[0]}, expected {lowest} to {highest}")
-
-
-def _rows(buffer: Buffer, begin: int, end: int) -> Buffer:
-    """Some rows of a buffer, where they are."""
-    return buffer[(slice(begin, end), *[slice(None)] * (buffer.rank - 1))]
 
 
 def load_model(

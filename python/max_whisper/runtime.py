@@ -119,6 +119,41 @@ def execute(model: Model, *inputs: np.ndarray | Buffer) -> list[Buffer]:
         return model._execute_device_tensors(buffers)
 
 
+def capture(model: Model, key: int, *inputs: Buffer) -> list[Buffer]:
+    """Makes a device graph of all that a loaded graph launches on a GPU, without running it.
+
+    Args:
+        model: The loaded graph.
+        key: What to call it.
+        inputs: The buffers that it will read and write whenever it is replayed, on the GPU.
+
+    Returns:
+        The buffers that every replay writes its results to.
+
+    Raises:
+        ValueError: A kernel refuses an input.
+        DeviceError: The GPU's memory is full.
+    """
+    with room_for(f"what is captured of the graph {model.name!r}"):
+        return model._capture([key], list(inputs))
+
+
+def replay(model: Model, key: int, *inputs: Buffer) -> None:
+    """Launches what was captured; it runs later, in its turn.
+
+    Args:
+        model: The loaded graph.
+        key: What `capture` called it.
+        inputs: The same buffers.
+    """
+    model._replay([key], list(inputs))
+
+
+def release(model: Model, key: int) -> None:
+    """Forgets what was captured."""
+    model._release_captured_graph([key])
+
+
 @contextmanager
 def room_for(what: str) -> Iterator[None]:
     """Says in our words that a GPU's memory is full.
@@ -138,6 +173,11 @@ def room_for(what: str) -> Iterator[None]:
             f"the GPU's memory is full: {what} did not fit; use a smaller model, dtype float16, fewer windows at once, "
             "or end other programs on the GPU"
         ) from error
+
+
+def rows(buffer: Buffer, begin: int, end: int) -> Buffer:
+    """Some rows of a buffer, where they are."""
+    return buffer[(slice(begin, end), *[slice(None)] * (buffer.rank - 1))]
 
 
 def as_buffer(value: np.ndarray | Buffer) -> Buffer:

@@ -4,10 +4,13 @@ import os
 import subprocess
 import sys
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
+from max_whisper import runtime
+from max_whisper.model import Whisper
 from tests.golden import clips
 from tests.kernels.references import log_softmax
 from tests.phantom import install
@@ -62,12 +65,61 @@ def expected() -> dict[str, np.ndarray]:
     }
 
 
+@pytest.fixture(scope="module")
+def model() -> Whisper:
+    return harness.load_prepared(tiny(), "float16")
+
+
 @pytest.mark.gpu
-def test_tiny_model(expected):
-    """Log-mel, encoder, cross-attention, prompt, steps and logits; the tokens are exactly those of float64."""
-    results = run_tiny(harness.load_prepared(tiny(), "float16"))
-    assert not (install.installed and install.installed.faults), install.installed.faults[0]
-    compare(results, expected, "float16")
+@pytest.mark.captures
+def test_tiny_model(model, expected):
+    """Log-mel, encoder, cross-attention, prompt, steps and logits; the tokens are exactly those of float64. The steps are
+    captured once and replayed; the second decoder moves into what the first one left, and replays what it captured."""
+    with patch.object(runtime, "capture", wraps=runtime.capture) as capture:
+        for _ in range(2):
+            results = run_tiny(model)
+            assert not (install.installed and install.installed.faults), install.installed.faults[0]
+            compare(results, expected, "float16")
+        assert capture.call_count == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.captures
+def test_rows_that_have_ended_leave(model, expected):
+    """Of two rows the second goes on alone, in the first one's place; of three, two would not."""
+    mel = expected["mel"].astype(np.float32)
+    decoder = model.new_decoder(model.embed_audio(mel))
+    rules = np.tile(np.array([0, 0, 0, model.dims.n_vocab], np.int32), (2, 1))
+    picks = decoder.forward(PROMPT, rules)
+    assert decoder.keep([1]) == [1]
+    for step in range(1, STEPS):
+        picks = decoder.forward(picks.tokens[-1:, None], rules[:1])
+        assert picks.tokens.tolist() == [expected["tokens"][1, step]]
+        np.testing.assert_allclose(picks.log_probs, expected["log_probs"][1:, step], **TOLERANCE["float16"])
+    three = model.new_decoder(model.embed_audio(mel[[0, 1, 0]]))
+    assert list(three.keep([0, 1])) == [0, 1, 2]
+
+
+@pytest.mark.gpu
+@pytest.mark.captures
+def test_two_decoders_at_once(model, expected):
+    """Each has caches and steps of its own, and a new one finds no suppression that an old one left."""
+    features = model.embed_audio(expected["mel"].astype(np.float32))
+    rules = np.tile(np.array([1, 0, 0, model.dims.n_vocab], np.int32), (2, 1))
+    decoders = [model.new_decoder(features) for _ in range(2)]
+    mask = np.zeros(model.dims.n_vocab, np.uint8)
+    mask[expected["tokens"]] = 1
+    decoders[1].set_suppression(mask)
+    tokens = [PROMPT, PROMPT]
+    for step in range(3):
+        picks = [decoder.forward(given, rules) for decoder, given in zip(decoders, tokens, strict=True)]
+        assert picks[0].tokens.tolist() == expected["tokens"][:, step].tolist()
+        assert not mask[picks[1].tokens].any()
+        tokens = [pick.tokens[:, None] for pick in picks]
+    del decoders
+    decoder = model.new_decoder(features)
+    assert decoder.forward(PROMPT, rules).tokens.tolist() == expected["tokens"][:, 0].tolist()
+    assert decoder.forward(expected["tokens"][:, :1], rules).tokens.tolist() == expected["tokens"][:, 1].tolist()
 
 
 @pytest.mark.nightly

@@ -64,7 +64,7 @@ def install(cache: Path, *, with_lines: bool = False) -> Driver:
     if libc.mmap(library.TABLE, 8 * len(names), mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) != library.TABLE:
         raise RuntimeError(f"no memory can be mapped at {library.TABLE:#x}, where the driver's table is to be")
     global installed
-    driver = installed = Driver(Memory())
+    driver = installed = Driver(memory=Memory())
     for slot, name in enumerate(names):
         function = _FUNCTION(driver.function(name))
         ctypes.c_void_p.from_address(library.TABLE + 8 * slot).value = ctypes.cast(function, ctypes.c_void_p).value

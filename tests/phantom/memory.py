@@ -71,7 +71,7 @@ class Memory:
         written: Which bytes were written since their allocation.
     """
 
-    def __init__(self, size: int = 1 << 30) -> None:
+    def __init__(self, size: int = 4 << 30) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.mmap.restype = ctypes.c_void_p
         libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -111,6 +111,21 @@ class Memory:
         self.written[offset : offset + size] = False
         return BASE + offset
 
+    def reserve(self, size: int, alignment: int) -> int:
+        """Returns the address of a range that is no buffer yet, see `back`."""
+        offset = -(-self._top // alignment) * alignment
+        if offset + size + RED_ZONE > self.size:
+            raise PhantomError(f"out of memory: {size} bytes asked for, {self.size - self._top} left of {self.size}")
+        self._top = offset + size + RED_ZONE
+        return BASE + offset
+
+    def back(self, address: int, size: int) -> None:
+        """Makes a buffer of a part of a range that was reserved."""
+        offset = address - BASE
+        self._buffers[offset] = Buffer(offset, size)
+        insort(self._begins, offset)
+        self.allowed[offset : offset + size] = True
+
     def free(self, address: int) -> None:
         """Gives a buffer back; its bytes are overwritten."""
         buffer = self._buffers.pop(address - BASE, None)
@@ -135,6 +150,11 @@ class Memory:
         """
         self.check_written(address, size)
         return self.bytes[self._span(address, size, "copy to the host")].copy()
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Copies from buffer to buffer; what was never written stays so."""
+        to, of = self._span(target, size, "copy"), self._span(source, size, "copy")
+        self.bytes[to], self.written[to] = self.bytes[of], self.written[of]
 
     def mark_written(self, address: int, size: int) -> None:
         """Notes that the host wrote these bytes."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from tests.phantom import lines
 from tests.phantom.counters import Counters
+from tests.phantom.driver.graphs import Graphs
 from tests.phantom.errors import PhantomError
 from tests.phantom.launch import Options, launch, load_kernel
 from tests.phantom.memory import BASE, Memory
@@ -27,6 +28,10 @@ OUT_OF_MEMORY, NOT_FOUND, LAUNCH_FAILED = 2, 500, 719
 
 LARGEST_BUFFER = 256 << 20
 """Larger requests are refused: MAX would take them as pools, and the bounds of single buffers would be unknown."""
+
+TOTAL, GRANULARITY = 1 << 30, 2 << 20
+"""The GPU's memory, and the unit in which it is mapped. What is allocated while a graph is captured, and from then on, lies
+in one range of TOTAL addresses: buffers in it have no bounds of their own."""
 
 ATTRIBUTES = {
     1: 1024,  # threads of a block
@@ -69,8 +74,8 @@ def _set_text(pointer: int, size: int, text: bytes) -> None:
     ctypes.memmove(pointer, text[: size - 1] + b"\0", min(size, len(text) + 1))
 
 
-@dataclass
-class Driver:
+@dataclass(kw_only=True)
+class Driver(Graphs):
     """The state of the driver.
 
     Attributes:
@@ -132,7 +137,7 @@ class Driver:
         _set(value, ATTRIBUTES.get(attribute & 0xFFFFFFFF, 0), ctypes.c_int)
 
     def cuDeviceTotalMem_v2(self, size: int, device: int) -> None:
-        _set(size, self.memory.size)
+        _set(size, TOTAL)
 
     def cuDeviceGetUuid_v2(self, uuid: int, device: int) -> None:
         ctypes.memset(uuid, 1, 16)
@@ -176,20 +181,14 @@ class Driver:
 
     cuEventElapsedTime_v2 = cuEventElapsedTime
 
-    def cuStreamIsCapturing(self, stream: int, status: int) -> None:
-        _set(status, 0, ctypes.c_int)
-
-    def cuStreamGetCaptureInfo_v2(self, stream: int, status: int) -> None:
-        _set(status, 0, ctypes.c_int)
-
     def cuLaunchHostFunc(self, stream: int, function: int, data: int) -> None:
         ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(data)
 
     # --- memory -----------------------------------------------------------------------------------------------------
 
     def cuMemGetInfo_v2(self, free: int, total: int) -> None:
-        _set(free, self.memory.size)
-        _set(total, self.memory.size)
+        _set(free, TOTAL)
+        _set(total, TOTAL)
 
     def cuMemAlloc_v2(self, pointer: int, size: int) -> int:
         if size > LARGEST_BUFFER:
@@ -226,16 +225,25 @@ class Driver:
         _set(size, 0)
 
     def cuMemGetAllocationGranularity(self, size: int, properties: int, option: int) -> None:
-        _set(size, 2 << 20)
+        _set(size, GRANULARITY)
 
-    def cuMemAddressReserve(self, pointer: int, size: int) -> int:
-        return OUT_OF_MEMORY
+    def cuMemAddressReserve(self, pointer: int, size: int, alignment: int) -> int:
+        if not self.is_capturing or size > TOTAL:
+            return OUT_OF_MEMORY
+        _set(pointer, self.memory.reserve(size, max(alignment, GRANULARITY)))
+        return 0
+
+    def cuMemMap(self, pointer: int, size: int) -> None:
+        self.memory.back(pointer, size)
 
     def cuDeviceGetMemPool(self, pool: int, device: int) -> None:
         _set(pool, next(self._handles))
 
     def cuMemcpy(self, target: int, source: int, size: int) -> None:
         partial = self.options.only_block is not None
+        if self.memory.contains(source) and self.memory.contains(target):
+            self.memory.copy(target, source, size)
+            return
         if self.memory.contains(source) and not partial:
             self.memory.check_written(source, size)
         if self.memory.contains(target):
@@ -247,7 +255,7 @@ class Driver:
             copied[~self.memory.written[begin : begin + size]] = 0xFF
 
     def cuMemcpyAsync(self, target: int, source: int, size: int, stream: int) -> None:
-        self.cuMemcpy(target, source, size)
+        self.enqueue(lambda: self.cuMemcpy(target, source, size))
 
     cuMemcpyHtoD_v2 = cuMemcpyDtoH_v2 = cuMemcpyDtoD_v2 = cuMemcpy
     cuMemcpyHtoDAsync_v2 = cuMemcpyDtoHAsync_v2 = cuMemcpyDtoDAsync_v2 = cuMemcpyAsync
@@ -256,19 +264,19 @@ class Driver:
         self._fill(target, (value & 0xFF).to_bytes(1, "little"), size)
 
     def cuMemsetD8Async(self, target: int, value: int, size: int, stream: int) -> None:
-        self._fill(target, (value & 0xFF).to_bytes(1, "little"), size)
+        self.enqueue(lambda: self.cuMemsetD8_v2(target, value, size))
 
     def cuMemsetD16_v2(self, target: int, value: int, size: int) -> None:
         self._fill(target, (value & 0xFFFF).to_bytes(2, "little"), size)
 
     def cuMemsetD16Async(self, target: int, value: int, size: int, stream: int) -> None:
-        self._fill(target, (value & 0xFFFF).to_bytes(2, "little"), size)
+        self.enqueue(lambda: self.cuMemsetD16_v2(target, value, size))
 
     def cuMemsetD32_v2(self, target: int, value: int, size: int) -> None:
         self._fill(target, (value & 0xFFFFFFFF).to_bytes(4, "little"), size)
 
     def cuMemsetD32Async(self, target: int, value: int, size: int, stream: int) -> None:
-        self._fill(target, (value & 0xFFFFFFFF).to_bytes(4, "little"), size)
+        self.enqueue(lambda: self.cuMemsetD32_v2(target, value, size))
 
     def _fill(self, target: int, unit: bytes, size: int) -> None:
         self.memory.write(target, unit * size)
@@ -329,7 +337,9 @@ class Driver:
             ctypes.string_at(ctypes.c_uint64.from_address(arguments + 8 * i).value, parameter.size)
             for i, parameter in enumerate(kernel.parameters)
         ]
-        grid = gx, gy, gz
+        self.enqueue(lambda: self._launch(kernel, (gx, gy, gz), (bx, by, bz), data, shared))
+
+    def _launch(self, kernel: Kernel, grid: Grid, block: Grid, data: list[bytes], shared: int) -> None:
         if self.alter:
             kernel, grid = self.alter(kernel, grid)
         options = self.options
@@ -337,7 +347,7 @@ class Driver:
             if len(self.launches) > options.only_launch:
                 return
             options = replace(options, only_block=None, trace=None)
-        self.launches.append(launch(kernel, self.memory, grid, (bx, by, bz), data, shared, options))
+        self.launches.append(launch(kernel, self.memory, grid, block, data, shared, options))
 
     def cuLaunchKernelEx(self, configuration: int, function: int, arguments: int, extra: int) -> None:
         gx, gy, gz, bx, by, bz, shared = (ctypes.c_uint32 * 7).from_address(configuration)
@@ -371,7 +381,7 @@ class Driver:
         _set_text(text, size & 0xFFFFFFFF, NAME)
 
     def nvmlDeviceGetMemoryInfo(self, handle: int, info: int) -> None:
-        for i, value in enumerate((self.memory.size, self.memory.size, 0)):
+        for i, value in enumerate((TOTAL, TOTAL, 0)):
             _set(info + 8 * i, value)
 
     def nvmlDeviceGetMigMode(self, handle: int, current: int, pending: int) -> None:
