@@ -52,8 +52,12 @@ class Decoder(Protocol):
         """Appends tokens, int32 (B, T), and returns the last one's logits, float32 (B, n_vocab)."""
         ...
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Goes on with some rows: row i becomes what row `rows[i]` was. The features may be overwritten."""
+    def keep(self, rows: Sequence[int]) -> Sequence[int]:
+        """Goes on with some rows: row i becomes what row `rows[i]` was. The features may be overwritten.
+
+        Returns:
+            The same; or all rows as they are, where fewer are no gain.
+        """
         ...
 
 
