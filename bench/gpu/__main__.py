@@ -1,6 +1,6 @@
 """python -m bench.gpu: without a GPU, counts both legs on the phantom and writes docs/gpu.md and the README's table.
 
-With one, times them with device events and prints the table; `--output` writes it to a file.
+With one, times them by the device's events, and tiny.en's graphs and a recording besides, and writes docs/gpu_measured.md.
 """
 
 import argparse
@@ -19,11 +19,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--only", default="", help="functions whose name has this in it; nothing is written")
     parser.add_argument("--model", action="store_true", help="write docs/gpu.md without counting: the model alone")
-    parser.add_argument("--output", type=Path, help="write a real GPU's table to this file")
+    parser.add_argument("--recording", type=Path, help="what a real GPU transcribes (the longest that the tests know)")
     options = parser.parse_args()
     phantom = install.install(cache_dir() / "phantom") if install.is_needed() else None
 
-    from bench.gpu import measure, page, run  # MAX may be imported only now
+    from bench.gpu import measured, page, run  # MAX may be imported only now
     from bench.gpu.cases import ROWS, Cases
 
     if options.model:
@@ -32,10 +32,7 @@ def main() -> None:
     cases = [case for case in Cases(options.dtype, ROWS if phantom else 1500).all() if options.only in case.name]
     prepared = run.compile_legs([leg for case in cases for leg in (case.ours, case.builtin)])
     if phantom is None:
-        table = measure.table(cases, prepared)
-        print(table)
-        if options.output:
-            options.output.write_text(f"# Measured on a GPU\n\n{table}\n", encoding="utf-8")
+        measured.write(cases, prepared, REPOSITORY, options)
         return
     results = []
     for number, case in enumerate(cases):

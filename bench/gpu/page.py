@@ -7,7 +7,7 @@ from tests.phantom.counters import SECTOR, Counters
 
 from bench.gpu import model, work
 from bench.gpu.cases import AUDIO, HEADS, MELS, PAST, ROWS, STATE, TEXT, VOCABULARY
-from bench.gpu.peaks import GPUS, INTAKE
+from bench.gpu.peaks import A100, GPUS, INTAKE
 from bench.gpu.run import Result
 
 UNCOUNTED = (
@@ -156,7 +156,7 @@ def _few_rows() -> str:
                 cells.append(f"{launch.moved / launch.least:.2f} ({launch.blocks})")
             for most_bytes in (0, work.MOST_BYTES, 1 << 40):
                 (launch,) = work.linear(8, columns, depth, most_bytes=most_bytes)
-                cells.append(f"{1e6 * (model.estimate(launch, GPUS[1], {}).seconds - model.LAUNCH):.2f}")
+                cells.append(f"{1e6 * (model.estimate(launch, A100, {}).seconds - model.LAUNCH):.2f}")
             rows.append(cells)
     narrow = "8 rows: us with 32 columns a block | as it is | always within 1.10"
     return table(f"model | shape | 1 row | 2 | 5 | 8 | 16 | {narrow}", rows)
@@ -221,7 +221,7 @@ def _page(results: Sequence[Result]) -> str:
 
 `python -m bench.gpu` (`make bench-gpu`) writes this page. No number in it comes from a clock: counts are those of the
 [phantom GPU](../tests/phantom/README.md), times are a model's. With a GPU, the same command times both legs with the
-device's events; that part has never been run.
+device's events: [what an H200 takes](gpu_measured.md).
 
 ## Ours and MAX's built-in ops
 
@@ -231,7 +231,7 @@ device's events; that part has never been run.
 
 Bytes asked for as a multiple of the least (and blocks), by the formula below. Each block must be given all of x, so few
 blocks ask for less; but a multiprocessor takes in {INTAKE} bytes a cycle, which bounds how few: the last columns are times
-without launch, modelled for the {GPUS[1].name}. The rereads of x come from the level-2 cache; what memory delivers is
+without launch, modelled for the {A100.name}. The rereads of x come from the level-2 cache; what memory delivers is
 the least in every case. So blocks are widened by 16, from 32 to at most 160 columns, until x is reread for less than a
 tenth of W, as long as a block has no more than 160 KB to read, which takes less time than to launch it, or memory is
 waited for anyway.

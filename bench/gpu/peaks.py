@@ -24,9 +24,12 @@ class Gpu:
     source: str
 
 
+A100 = Gpu("A100 SXM 80 GB", 108, 1.41e9, 2.039e12, 312e12, "NVIDIA, A100 Tensor Core GPU Architecture")
+
 GPUS = (
+    Gpu("H200 SXM", 132, 1.98e9, 4.8e12, 989e12, "NVIDIA, H200 Tensor Core GPU Datasheet; clock as nvidia-smi says"),
     Gpu("H100 SXM", 132, 1.83e9, 3.35e12, 989e12, "NVIDIA, H100 Tensor Core GPU Architecture"),
-    Gpu("A100 SXM 80 GB", 108, 1.41e9, 2.039e12, 312e12, "NVIDIA, A100 Tensor Core GPU Architecture"),
+    A100,
     Gpu("RTX 4090", 128, 2.52e9, 1.008e12, 165.2e12, "NVIDIA, Ada GPU Architecture"),
 )
 

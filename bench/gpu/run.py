@@ -86,12 +86,13 @@ def compare(case: Case, ours: Prepared, builtin: Prepared, phantom: Driver) -> R
         theirs, their_launches = count(builtin, phantom)
     except RuntimeError as error:
         return Result(case, launches, str(error))
-    if not all(_are_alike(mine, other) for mine, other in zip(results, theirs, strict=True)):
+    if not all(are_alike(mine, other) for mine, other in zip(results, theirs, strict=True)):
         return Result(case, launches, "its result is not ours, which is tested against float64")
     return Result(case, launches, their_launches)
 
 
-def _are_alike(ours: np.ndarray, builtin: np.ndarray) -> bool:
+def are_alike(ours: np.ndarray, builtin: np.ndarray) -> bool:
+    """Whether two results are the same but for roundings."""
     a, b = (_widen(array).squeeze() for array in (ours, builtin))
     if a.shape != b.shape:
         b = b.swapaxes(0, 1)  # keys lie (S, H, 64) for MAX

@@ -59,6 +59,8 @@ class Whisper:
         vocabulary: Its tokens.
         device: Where it computes: "cpu" or "gpu".
         dtype: Element type of the weights, on a GPU also of states and caches. Sums are float32, and states on a CPU.
+        graphs: The loaded graphs of `max_whisper.graphs`, by name.
+        rooms: On a GPU, what decoders leave for those that come after them.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Whisper:
         # Bad weights are refused before it takes a minute to compile.
         weights = packed.load(checkpoint, dtype, progress, device=device)
         mef = compiled.build(self.dims, device, dtype, progress=progress)
-        self._models = runtime.load(mef, weights, device)
+        self.graphs = runtime.load(mef, weights, device)
         # On a CPU the models read the weights where they lie; whoever holds the models must hold them too.
         self._weights = weights if device == "cpu" else None
         self.rooms = Rooms(self._new_room)
@@ -166,11 +168,11 @@ class Whisper:
         dims, caches = self.dims, []
         for _ in range(dims.n_text_layer):
             caches += self.new_cache(dims.n_text_ctx, capacity) + self.new_cache(dims.n_audio_ctx, capacity)
-        return Room(self._models["decoder"], self.on, capacity, caches, dims.n_vocab)
+        return Room(self.graphs["decoder"], self.on, capacity, caches, dims.n_vocab)
 
     def execute(self, graph: str, *inputs: np.ndarray | Buffer) -> list[Buffer]:
         """Runs one of the graphs of `max_whisper.graphs`."""
-        return runtime.execute(self._models[graph], *inputs)
+        return runtime.execute(self.graphs[graph], *inputs)
 
 
 class Decoder:

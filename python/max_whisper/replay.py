@@ -69,12 +69,16 @@ class Step:
         """
         self._sent.to_numpy()[:] = np.concatenate([rules, tokens, past], axis=None)
         self._arguments.inplace_copy_from(self._sent)
-        runtime.replay(self._model, self._key, *self._inputs)
+        self.replay()
         for received, result in zip(self._received, self._results, strict=True):
             received.inplace_copy_from(result)
         self._device.default_queue.synchronize()
         picked, log_probs = (received.to_numpy().copy() for received in self._received)
         return picked, log_probs
+
+    def replay(self) -> None:
+        """Makes the step with the arguments that are on the GPU already; it runs later, in its turn."""
+        runtime.replay(self._model, self._key, *self._inputs)
 
     def release(self) -> None:
         """Gives the graph's memory back."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from bench.gpu import model, work
-from bench.gpu.peaks import GPUS
+from bench.gpu.peaks import A100, GPUS
 
 from max_whisper import ops
 
@@ -95,7 +95,7 @@ def test_model():
 
 
 def test_a_launch_waits_for_what_it_has_most_of():
-    gpu = GPUS[1]
+    gpu = A100
     memory, tensor = work.Launch("x", 108, 1e9, 1e9), work.Launch("x", 108, 1e6, 1e6, mma=10**9)
     assert model.estimate(memory, gpu, {}).bound == "memory"
     assert model.estimate(tensor, gpu, {}).bound == "tensor cores"
