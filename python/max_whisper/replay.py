@@ -42,6 +42,7 @@ class Step:
         self._received = [
             Buffer(dtype, (batch,), device, usage=Usage.STAGING) for dtype in (DType.int32, DType.float32)
         ]
+        self._writes, *self._reads = (buffer.to_numpy() for buffer in (self._sent, *self._received))
         self._arguments = Buffer(DType.int32, (6 * batch,), device)
         # The rules of a row are loaded at once: they come first, at a multiple of 16 bytes.
         rules, tokens, past = (self._arguments[first * batch : end * batch] for first, end in ((0, 4), (4, 5), (5, 6)))
@@ -67,13 +68,13 @@ class Step:
         Returns:
             The tokens picked, int32 (B), and their log probabilities, float32 (B).
         """
-        self._sent.to_numpy()[:] = np.concatenate([rules, tokens, past], axis=None)
+        self._writes[:] = np.concatenate([rules, tokens, past], axis=None)
         self._arguments.inplace_copy_from(self._sent)
         self.replay()
         for received, result in zip(self._received, self._results, strict=True):
             received.inplace_copy_from(result)
         self._device.default_queue.synchronize()
-        picked, log_probs = (received.to_numpy().copy() for received in self._received)
+        picked, log_probs = (read.copy() for read in self._reads)
         return picked, log_probs
 
     def replay(self) -> None:
