@@ -4,7 +4,7 @@ A step is some fifty kernels of a few microseconds each, and a CPU takes longer 
 tiny.en on an H200: 400 us against 190). A replay launches them all in 8 us. It does exactly what was captured, to the same
 addresses, so all that a step reads and writes has a place of its own here, which decoders take turns to use.
 
-    rules, tokens, past (host, page-locked)  --one copy-->  device  --replay-->  token, log probability  --copies-->  host
+    rules, tokens, past (host)  --one copy-->  device  --replay-->  token, log probability  --copies-->  host
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from itertools import count
 
 import numpy as np
 from max._core.engine import Model
-from max.driver import Buffer, Device, Usage
+from max.driver import Buffer, Device
 from max.dtype import DType
 
 from max_whisper import runtime
@@ -38,11 +38,10 @@ class Step:
         last, no_speech_at, mask = constants
         self._model, self._device, self._batch = model, device, batch
         self._key = next(_keys)
-        self._sent = Buffer(DType.int32, (6 * batch,), device, usage=Usage.STAGING)
-        self._received = [
-            Buffer(dtype, (batch,), device, usage=Usage.STAGING) for dtype in (DType.int32, DType.float32)
-        ]
-        self._writes, *self._reads = (buffer.to_numpy() for buffer in (self._sent, *self._received))
+        # Plain memory: MAX takes so much page-locked memory at the first request that it lasts half a second.
+        self._sent = np.zeros(6 * batch, np.int32)
+        self._received = np.zeros(batch, np.int32), np.zeros(batch, np.float32)
+        self._host = [runtime.as_buffer(array) for array in (self._sent, *self._received)]
         self._arguments = Buffer(DType.int32, (6 * batch,), device)
         # The rules of a row are loaded at once: they come first, at a multiple of 16 bytes.
         rules, tokens, past = (self._arguments[first * batch : end * batch] for first, end in ((0, 4), (4, 5), (5, 6)))
@@ -68,13 +67,14 @@ class Step:
         Returns:
             The tokens picked, int32 (B), and their log probabilities, float32 (B).
         """
-        self._writes[:] = np.concatenate([rules, tokens, past], axis=None)
-        self._arguments.inplace_copy_from(self._sent)
+        sent, *received = self._host
+        self._sent[:] = np.concatenate([rules, tokens, past], axis=None)
+        self._arguments.inplace_copy_from(sent)
         self.replay()
-        for received, result in zip(self._received, self._results, strict=True):
-            received.inplace_copy_from(result)
+        for array, result in zip(received, self._results, strict=True):
+            array.inplace_copy_from(result)
         self._device.default_queue.synchronize()
-        picked, log_probs = (read.copy() for read in self._reads)
+        picked, log_probs = (array.copy() for array in self._received)
         return picked, log_probs
 
     def replay(self) -> None:
