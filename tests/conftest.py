@@ -1,5 +1,9 @@
 import os
 
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # beside other tests, its threads wait for each other more than compute
+
 import numpy as np
 import pytest
 

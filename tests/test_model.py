@@ -18,19 +18,19 @@ def model():
 
 @pytest.fixture(scope="module")
 def windows(model) -> np.ndarray:
-    """Three windows with different speech: (3, 80, 3000)."""
+    """Two windows with different speech: (2, 80, 3000)."""
     path = clips.paths().get("moonshine-voice/two_cities.wav")
     if path is None:
         pytest.skip("the recording is not on this machine")
     mel = model.log_mel_spectrogram(load_audio(path), padding=480000)
-    return np.stack([pad_or_trim(mel[:, start : start + 700], 3000) for start in (0, 900, 2000)])
+    return np.stack([pad_or_trim(mel[:, start : start + 700], 3000) for start in (0, 2000)])
 
 
 def test_windows_of_a_batch_do_not_see_each_other(model, windows):
     together = model.decode(windows)
     alone = [model.decode(window) for window in windows]
     assert [result.tokens for result in together] == [result.tokens for result in alone]
-    assert len({tuple(result.tokens) for result in together}) == 3
+    assert len({tuple(result.tokens) for result in together}) == 2
     for one, other in zip(together, alone, strict=True):
         assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-5)
         assert one.no_speech_prob == pytest.approx(other.no_speech_prob, abs=1e-5)

@@ -15,8 +15,9 @@ PROGRAM = Path(__file__).with_name("bodies.mojo")
 
 def build(output: Path, *options: str) -> None:
     mojo = str(Path(sys.executable).with_name("mojo"))
-    command = [mojo, "build", "-I", str(PROGRAM.parents[2]), "-o", str(output), *options, str(PROGRAM)]
-    made = subprocess.run(command, capture_output=True, text=True)
+    # Mojo's cache goes by the name of the output, too: without its folder, what has not changed is built once.
+    command = [mojo, "build", "-I", str(PROGRAM.parents[2]), "-o", output.name, *options, str(PROGRAM)]
+    made = subprocess.run(command, capture_output=True, text=True, cwd=output.parent)
     assert made.returncode == 0, made.stderr[-4000:]
 
 
