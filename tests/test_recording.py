@@ -89,12 +89,13 @@ class Ears:
         return np.maximum(values, values.max(initial=-1.5) - np.float32(2))[None]
 
 
+@pytest.mark.parametrize("remembered", [0, 2])
 @pytest.mark.parametrize("n_samples", [1, 159, 160, 201, 319, 480_000, 480_001, 479_999, 1_234_567])
-def test_windows_are_cut_from_the_features_of_the_whole(n_samples: int) -> None:
+def test_windows_are_cut_from_the_features_of_the_whole(n_samples: int, remembered: int) -> None:
     loudness = np.repeat(10 ** RANDOM.uniform(-6, 0, n_samples // 8000 + 1), 8000)[:n_samples]
     samples = (RANDOM.normal(size=n_samples) * loudness * 0.2).astype(np.float32)
     whole = Ears().log_mel_spectrogram(samples, 480_000)
-    features = Features(Ears(), ArrayRecording(samples))
+    features = Features(Ears(), ArrayRecording(samples), remembered=remembered)
     assert features.frames == n_samples // 160
     np.testing.assert_array_equal(features.stretch(0, 3000), whole[:, :3000])
     firsts = {0, 1, 2, 3, 7, features.frames - 1, features.frames // 2, features.frames - 3000}
@@ -104,3 +105,19 @@ def test_windows_are_cut_from_the_features_of_the_whole(n_samples: int) -> None:
         assert (window.shape, window.dtype) == ((1, 3000), np.float32)
         np.testing.assert_array_equal(window[:, :frames], whole[:, first : first + frames])
         assert not window[:, frames:].any()
+
+
+def test_the_latest_stretches_are_remembered() -> None:
+    """The beginning of one that was asked for is not computed again; what is longer or long ago is."""
+    ears, asked = Ears(), []
+    compute = ears.log_mel_spectrogram
+    ears.log_mel_spectrogram = lambda audio, padding=0: asked.append(len(audio)) or compute(audio, padding)
+    features = Features(ears, ArrayRecording(RANDOM.normal(size=160_000).astype(np.float32) * 0.1), remembered=2)
+    for first, frames, computed in [(10, 50, 1), (10, 50, 0), (10, 20, 0), (20, 30, 1), (10, 60, 1), (30, 5, 1)]:
+        asked.clear()
+        stretch = features.stretch(first, frames)
+        assert len(asked) == computed
+        np.testing.assert_array_equal(stretch, features.stretch(first, frames))
+    asked.clear()
+    features.stretch(20, 30)  # 10 and 30 were asked for since
+    assert len(asked) == 1

@@ -4,7 +4,7 @@ A frame of 10 ms hears 25 ms of samples, so a window is computed with two more f
 what is kept has seen no end that is not one of the recording. Whisper clamps its features 8 decades below the highest
 value of the whole recording. The kernel clamps below the highest of what it is given, which is no higher: so one pass
 over the recording finds the highest, and every window is clamped once more when it is made. Computing a window takes
-a millisecond; keeping those of an hour would take 115 MB.
+a millisecond; keeping those of an hour would take 115 MB, so only as many are kept as are about to be looked at again.
 """
 
 from typing import Protocol
@@ -38,13 +38,16 @@ class Features:
     Args:
         model: Computes them.
         recording: The recording; read once now, and again for every window.
+        remembered: Stretches that are kept for the case that they, or their beginnings, are asked for again.
 
     Attributes:
         frames: Whole frames of 10 ms that the recording fills.
     """
 
-    def __init__(self, model: Featurizer, recording: Recording) -> None:
+    def __init__(self, model: Featurizer, recording: Recording, *, remembered: int = 0) -> None:
         self._model, self._recording = model, recording
+        self._remembered: dict[int, np.ndarray] = {}
+        self._most_remembered = remembered
         self.frames = recording.n_samples // HOP_LENGTH
         self._lowest = SILENCE - RANGE
         audible = -(-(recording.n_samples + N_FFT // 2) // HOP_LENGTH)
@@ -63,11 +66,24 @@ class Features:
         Returns:
             (n_mels, frames) float32.
         """
+        mel = self._remembered.get(first)
+        if mel is None or mel.shape[1] < frames:
+            mel = self._compute(first, frames)
+            self._remember(first, mel)
+        return np.maximum(mel[:, :frames], self._lowest)
+
+    def _compute(self, first: int, frames: int) -> np.ndarray:
         begin = max(0, first - MARGIN)
         wanted = first + frames + MARGIN - begin
         samples = self._recording.read(begin * HOP_LENGTH, (begin + wanted) * HOP_LENGTH)
         mel = self._model.log_mel_spectrogram(samples, wanted * HOP_LENGTH - len(samples))
-        return np.maximum(mel[:, first - begin : first - begin + frames], self._lowest)
+        return mel[:, first - begin : first - begin + frames]
+
+    def _remember(self, first: int, mel: np.ndarray) -> None:
+        self._remembered.pop(first, None)
+        self._remembered[first] = mel
+        while len(self._remembered) > self._most_remembered:
+            del self._remembered[next(iter(self._remembered))]  # the oldest
 
     @property
     def silence(self) -> float:

@@ -103,7 +103,8 @@ def transcribe(
 
     recording = open_recording(audio)
     try:
-        features = Features(model, recording)
+        # In batches, windows are looked at for pauses, as many as a batch takes, before they are encoded.
+        features = Features(model, recording, remembered=batch_size or 0)
         language = task.language
         if language is None:
             language = _detect_language(model, features)
