@@ -60,6 +60,13 @@ def add_layer_norm(
     return total, layer_norm(total, gamma, beta)
 
 
+def norm_linear(
+    x: TensorValue, gamma: TensorValue, beta: TensorValue, weight: TensorValue, bias: TensorValue, *, gelu: bool
+) -> TensorValue:
+    """As `ops.norm_linear`."""
+    return linear(layer_norm(x, gamma, beta), weight, bias, gelu=gelu)
+
+
 def self_attention(rows: TensorValue, *, heads: int) -> TensorValue:
     """As `ops.self_attention`: rows (B, S, 3 * heads * 64)."""
     batch, length, _ = rows.shape

@@ -128,9 +128,8 @@ class Cases:
             self.pack_heads(AUDIO),
             self.embed(1),
             self.layer_norm(1),
-            self.layer_norm(1, add=True),
-            *[self.linear(m, 3 * STATE, STATE) for m in (1, 5)],
-            *[self.linear(m, wide, STATE, gelu=True) for m in (1, 5)],
+            *[self.norm_linear(m, 3 * STATE, STATE) for m in (1, 5)],
+            *[self.norm_linear(m, wide, STATE, gelu=True) for m in (1, 5)],
             *[self.linear(m, STATE, wide, residual=True) for m in (1, 5)],
             self.cached_attention(),
             self.cross_attention(),
@@ -206,6 +205,19 @@ class Cases:
             Leg(builtin.linear, arrays, {"gelu": gelu}, rows_of),
             least=self.size * (sum(array.size for array in arrays) + rows * columns),
             work=work.linear(rows, columns, depth, residual=residual),
+            products=rows * columns * depth,
+        )
+
+    def norm_linear(self, rows: int, columns: int, depth: int, *, gelu: bool = False) -> Case:
+        arrays = [self.normal(rows, depth), self.normal(depth), self.normal(depth)]
+        arrays += [self.normal(columns, depth, scale=depth**-0.5), self.normal(columns)]
+        return Case(
+            "layer norm + linear" + (" + GELU" if gelu else ""),
+            f"{rows} x {depth} -> {columns}",
+            Leg(ops.norm_linear, arrays, {"gelu": gelu}, (0,)),
+            Leg(builtin.norm_linear, arrays, {"gelu": gelu}, (0,)),
+            least=self.size * (sum(array.size for array in arrays) + rows * columns),
+            work=work.linear(rows, columns, depth, norm=True),
             products=rows * columns * depth,
         )
 

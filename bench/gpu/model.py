@@ -97,16 +97,17 @@ def decoder(batch: int, width: int, layers: int, past: int, length: int = 1) -> 
     rows, heads = batch * length, width // HEAD
     launches = work.embed(rows, width)
     for _ in range(layers):
-        launches += work.layer_norm(rows, width) + work.linear(rows, 3 * width, width)
+        launches += work.linear(rows, 3 * width, width, norm=True)
         if length == 1:
             launches += work.cached_attention(batch, heads, past)
             cross = work.cross_attention(batch, heads, AUDIO)
         else:
             launches += work.self_attention(batch, heads, length, keys=past + length)
             cross = work.self_attention(batch, heads, length, keys=AUDIO)
-        launches += work.linear(rows, width, width) + work.layer_norm(rows, width, add=True)
-        launches += work.linear(rows, width, width) + cross + work.linear(rows, width, width)
-        launches += work.layer_norm(rows, width, add=True) + work.linear(rows, 4 * width, width)
+        launches += work.linear(rows, width, width, residual=True)
+        launches += work.linear(rows, width, width, norm=True) + cross
+        launches += work.linear(rows, width, width, residual=True)
+        launches += work.linear(rows, 4 * width, width, norm=True)
         launches += work.linear(rows, width, 4 * width, residual=True)
     unasked = Launch("no-speech, not asked for", ceil(VOCABULARY / 256), 0, 0)
     return launches + work.layer_norm(rows, width) + [unasked, unasked] + work.greedy(batch, width, VOCABULARY)

@@ -7,7 +7,7 @@ from tests.phantom.counters import SECTOR, Counters
 
 from bench.gpu import model, work
 from bench.gpu.cases import AUDIO, HEADS, MELS, PAST, ROWS, STATE, TEXT, VOCABULARY
-from bench.gpu.peaks import A100, GPUS, INTAKE
+from bench.gpu.peaks import GPUS
 from bench.gpu.run import Result
 
 UNCOUNTED = (
@@ -150,16 +150,9 @@ def _few_rows() -> str:
         shapes = {f"{width} -> {width}": (width, width), f"{width} -> {4 * width}": (4 * width, width)}
         shapes[f"{4 * width} -> {width}"] = width, 4 * width
         for name, (columns, depth) in shapes.items():
-            cells = [size, name]
-            for m in (1, 2, 5, 8, 16):
-                (launch,) = work.linear(m, columns, depth)
-                cells.append(f"{launch.moved / launch.least:.2f} ({launch.blocks})")
-            for most_bytes in (0, work.MOST_BYTES, 1 << 40):
-                (launch,) = work.linear(8, columns, depth, most_bytes=most_bytes)
-                cells.append(f"{1e6 * (model.estimate(launch, A100, {}).seconds - model.LAUNCH):.2f}")
-            rows.append(cells)
-    narrow = "8 rows: us with 32 columns a block | as it is | always within 1.10"
-    return table(f"model | shape | 1 row | 2 | 5 | 8 | 16 | {narrow}", rows)
+            launches = [work.linear(m, columns, depth)[0] for m in (1, 2, 5, 8, 16)]
+            rows.append([size, name, launches[0].blocks, *(f"{x.moved / x.least:.2f}" for x in launches)])
+    return table("model | shape | blocks | 1 row | 2 | 5 | 8 | 16", rows)
 
 
 def _peaks() -> str:
@@ -229,12 +222,9 @@ device's events: [what an H200 takes](gpu_measured.md).
 
 ## The linear layer with few rows
 
-Bytes asked for as a multiple of the least (and blocks), by the formula below. Each block must be given all of x, so few
-blocks ask for less; but a multiprocessor takes in {INTAKE} bytes a cycle, which bounds how few: the last columns are times
-without launch, modelled for the {A100.name}. The rereads of x come from the level-2 cache; what memory delivers is
-the least in every case. So blocks are widened by 16, from 32 to at most 160 columns, until x is reread for less than a
-tenth of W, as long as a block has no more than 160 KB to read, which takes less time than to launch it, or memory is
-waited for anyway.
+Bytes asked for as a multiple of the least, by the formula below. Every block is given all of x; what it reads again comes
+from the level-2 cache, and what memory delivers is the least in every case. Blocks are as narrow as an instruction allows,
+16 columns, because on an H200 more multiprocessors that read gain more than the rereads cost: `kernels/gpu/few_rows.mojo`.
 
 {_few_rows()}
 

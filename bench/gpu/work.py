@@ -8,7 +8,6 @@ from math import ceil
 
 HEAD = 64
 ELEMENT = 2
-MOST_BYTES, ENOUGH_BLOCKS = 160 << 10, 24  # of `kernels/gpu/few_rows.mojo`
 
 
 @dataclass(frozen=True)
@@ -35,28 +34,17 @@ class Launch:
         return self.mma or self.moved
 
 
-def block_columns(rows: int, columns: int, depth: int, *, most_bytes: int = MOST_BYTES) -> int:
-    """Columns of a block of the linear layer with few rows: `choose_columns` in `kernels/gpu/few_rows.mojo`."""
-    for own in range(32, 160, 16):
-        blocks = ceil(columns / own)
-        wider = (own + 16 + rows) * depth * ELEMENT
-        enough = max(most_bytes, columns * depth * ELEMENT // ENOUGH_BLOCKS)
-        if 10 * rows * (blocks - 1) <= columns + rows or wider > enough:
-            return own
-    return 160
-
-
-def linear(
-    rows: int, columns: int, depth: int, *, residual: bool = False, most_bytes: int = MOST_BYTES
-) -> list[Launch]:
-    """rows x depth -> columns."""
+def linear(rows: int, columns: int, depth: int, *, residual: bool = False, norm: bool = False) -> list[Launch]:
+    """rows x depth -> columns, with a residual, or of normalised rows."""
+    if rows > 16 and norm:
+        return layer_norm(rows, depth) + linear(rows, columns, depth, residual=residual)
     ends = columns + rows * columns * (1 + residual)
-    least = ELEMENT * (columns * depth + rows * depth + ends)
+    every = (rows + 2 * norm) * depth  # what every block reads
+    least = ELEMENT * (columns * depth + every + ends)
     if rows <= 16:
-        own = block_columns(rows, columns, depth, most_bytes=most_bytes)
-        blocks = ceil(columns / own)
-        moved = ELEMENT * (columns * depth + blocks * rows * depth + ends)
-        mma = ceil(columns / 16) * ceil(depth / 32) * 2 * (2 if rows > 8 else 1)
+        blocks = ceil(columns / 16)
+        moved = ELEMENT * (columns * depth + blocks * every + ends)
+        mma = blocks * ceil(depth / 32) * 2 * (2 if rows > 8 else 1)
         return [Launch("linear, few rows", blocks, moved, least, mma)]
     return [_tiles("linear, many rows", 1, rows, columns, depth, residual, least)]
 
@@ -123,12 +111,13 @@ def embed(tokens: int, columns: int) -> list[Launch]:
 
 
 def greedy(rows: int, columns: int, vocabulary: int) -> list[Launch]:
-    """Logits and pick, `rows` at most 16 (8 from 513 columns on): the vocabulary once, the states once a block."""
+    """Logits and pick, `rows` at most 16: the vocabulary and the mask once, the states once a block."""
     blocks = ceil(vocabulary / 256)
     read = ELEMENT * vocabulary * columns
-    moved = read + blocks * rows * (ELEMENT * columns + 256 + 32)
+    moved = read + vocabulary + blocks * rows * (ELEMENT * columns + 2 * 32 + 2 * 32)
+    mma = ceil(vocabulary / 256) * 16 * ceil(columns / 32) * 2 * (2 if rows > 8 else 1)
     return [
-        Launch("vocabulary", blocks, moved, read + vocabulary),
+        Launch("vocabulary", blocks, moved, read + vocabulary, mma),
         Launch("pick", rows, rows * (64 * blocks + 96), rows * 64 * blocks),
     ]
 

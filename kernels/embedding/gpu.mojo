@@ -12,6 +12,7 @@ from max.gpu.host import DeviceContext
 from std.math import ceildiv
 
 from ..data import Data
+from ..gpu.overlap import overlapping, start_next, wait_for_previous
 from ..gpu.memory import chunk, load_chunk, store_chunk
 
 comptime THREADS = 128
@@ -49,6 +50,8 @@ def embed_kernel[
         last_token: V - 1.
         last_position: Of `n_ctx` positions, n_ctx - 1.
     """
+    start_next()
+    wait_for_previous()
     comptime width = chunk[dtype]()
     var chunks = depth // Int32(width)
     var i = Int(block_idx.x) * THREADS + Int(thread_idx.x)
@@ -96,4 +99,5 @@ def enqueue_embed[
         Int32(positions_known - 1),
         grid_dim=ceildiv(chunks, THREADS),
         block_dim=THREADS,
+        attributes=overlapping(),
     )

@@ -1,16 +1,20 @@
 """What follows a product, applied to the sums while they are in registers: y = f(sums + bias) [+ r], f the identity or GELU.
 
-A thread comes with 16 consecutive bytes of a row of y. If N is a multiple of that chunk they are loaded and stored at once;
-otherwise rows of y start anywhere, and elements go one by one.
+A thread comes with some consecutive elements of a row of y, 16 bytes if not said otherwise. If N is a multiple of that they
+are loaded and stored at once; otherwise rows of y start anywhere, and elements go one by one.
 """
+
+from std.sys import size_of
 
 from ..data import Data
 from ..math import gelu
-from .memory import chunk, load_chunk, store_chunk
+from .memory import chunk
 
 
 @fieldwise_init
-struct Epilogue[dtype: DType, apply_gelu: Bool, add_residual: Bool](TrivialRegisterPassable):
+struct Epilogue[dtype: DType, apply_gelu: Bool, add_residual: Bool, width: Int = chunk[dtype]()](
+    TrivialRegisterPassable
+):
     """Bias, then optionally GELU, then optionally a residual of the output's shape."""
 
     var output: Data[Self.dtype]
@@ -19,9 +23,9 @@ struct Epilogue[dtype: DType, apply_gelu: Bool, add_residual: Bool](TrivialRegis
     var rows: Int32
     var columns: Int32
 
-    comptime WIDTH = chunk[Self.dtype]()
-    comptime Chunk = SIMD[DType.float32, Self.WIDTH]
-    """A chunk of sums of one row."""
+    comptime Chunk = SIMD[DType.float32, Self.width]
+    """Sums of neighbours in one row."""
+    comptime ALIGNMENT = Self.width * size_of[Self.dtype]()
 
     @always_inline
     def load(self, x: Data[Self.dtype], at: Int64, column: Int32) -> Self.Chunk:
@@ -33,11 +37,11 @@ struct Epilogue[dtype: DType, apply_gelu: Bool, add_residual: Bool](TrivialRegis
             column: Column of the first element.
         """
         var y = Self.Chunk(0)
-        if self.columns % Int32(Self.WIDTH) == 0:
+        if self.columns % Int32(Self.width) == 0:
             if column < self.columns:
-                y = load_chunk(x, Int(at)).cast[DType.float32]()
+                y = x.unsafe_load[width=Self.width, alignment=Self.ALIGNMENT](Int(at)).cast[DType.float32]()
         else:
-            comptime for i in range(Self.WIDTH):
+            comptime for i in range(Self.width):
                 if column + Int32(i) < self.columns:
                     y[i] = x.unsafe_load(Int(at) + i).cast[DType.float32]()
         return y
@@ -46,6 +50,14 @@ struct Epilogue[dtype: DType, apply_gelu: Bool, add_residual: Bool](TrivialRegis
     def load_bias(self, column: Int32) -> Self.Chunk:
         """The bias of a chunk of columns, to be loaded once for all rows."""
         return self.load(self.bias, Int64(column), column)
+
+    @always_inline
+    def load_residual(self, row: Int32, column: Int32) -> Self.Chunk:
+        """The residual of a chunk within (rows, columns), zero if there is none."""
+        comptime if Self.add_residual:
+            return self.load(self.residual, Int64(row) * Int64(self.columns) + Int64(column), column)
+        else:
+            return 0
 
     @always_inline
     def store(self, row: Int32, column: Int32, sums: Self.Chunk, bias: Self.Chunk):
@@ -57,18 +69,21 @@ struct Epilogue[dtype: DType, apply_gelu: Bool, add_residual: Bool](TrivialRegis
             sums: Its sums.
             bias: What `load_bias` gave for the column.
         """
-        if row >= self.rows or column >= self.columns:
-            return
+        if row < self.rows and column < self.columns:
+            self.store(row, column, sums, bias, self.load_residual(row, column))
+
+    @always_inline
+    def store(self, row: Int32, column: Int32, sums: Self.Chunk, bias: Self.Chunk, residual: Self.Chunk):
+        """Stores a chunk of y within (rows, columns), whose residual was loaded before."""
         var y = sums + bias
         comptime if Self.apply_gelu:
             y = gelu(y)
+        y += residual
         var at = Int64(row) * Int64(self.columns) + Int64(column)
-        comptime if Self.add_residual:
-            y += self.load(self.residual, at, column)
         var rounded = y.cast[Self.dtype]()
-        if self.columns % Int32(Self.WIDTH) == 0:
-            store_chunk(self.output, Int(at), rounded)
+        if self.columns % Int32(Self.width) == 0:
+            self.output.unsafe_store[alignment=Self.ALIGNMENT](Int(at), rounded)
         else:
-            comptime for i in range(Self.WIDTH):
+            comptime for i in range(Self.width):
                 if column + Int32(i) < self.columns:
                     self.output.unsafe_store(Int(at) + i, rounded[i])

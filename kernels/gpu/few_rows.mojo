@@ -1,152 +1,161 @@
-"""Matrix product for at most 16 rows, as decoding needs it: y = f(x @ W^T + b) [+ r], bound by reading W.
+"""Matrix product for at most 16 rows, as decoding needs it: y = f(norm(x) @ W^T + b) [+ r], bound by reading W.
 
-Shapes: x (M <= 16, K), W (N, K) row-major, b (N), y and r (M, N).
+Shapes: x (M <= 16, K), W (N, K) row-major, b (N), y and r (M, N); norm is nothing, or the layer norm of each row with gamma and
+beta (K) on tensor cores, up to K = 1024.
 
-A block is one to five groups of 128 threads, and a group makes 32 columns of y (16 without tensor cores), the last one of
-a block perhaps only half of them. Its warps share k: each takes every fourth slice, so W is read once, straight to registers, 16 bytes a lane, and the warps' sums meet in shared
-memory at the end. All groups need the same x: the block copies what belongs to one pass over W to shared memory while
-the pass's W is on its way.
+A block makes 16 columns of y. Its 8 to 16 warps share k: each takes every 8th to 16th slice of 32, and what it needs of W and of x
+goes straight to its registers, 16 bytes a lane, so a block reads nothing twice. The warps' sums meet in shared memory; a
+thread adds up those of one result:
 
-               pass 0                          pass 1
-        W   warp 0  warp 1  warp 2  warp 3    warp 0 ...
-       .-  +-------+-------+-------+-------+-+-------
-    32 |   |       |       |       |       | |           group 0
-       '-  +-------+-------+-------+-------+-+-------
-    32     |       |       |       |       | |           group 1: the same k, the next columns
-           +-------+-------+-------+-------+-+-------
-        x  |  shared memory, 16 rows       | |  ...      no two threads of a grid read the same W, no two of a block
-           +-------------------------------+ +-------    the same x
+              k = 0       32        64            352
+              +---------+---------+---------+---+---------+      sums: warp, row, column
+       W   16 | warp 0  | warp 1  | warp 2  |...| warp 11 |         +--+--+--+-- --+
+              +---------+---------+---------+---+---------+         |  |  |  |     |   y = f(their sum + b) + r
+       x    M | warp 0  | warp 1  | warp 2  |...| warp 11 |         +--+--+--+-- --+
+              +---------+---------+---------+---+---------+
+
+Time is a chain of waits, not of bytes: one for all of W that a warp needs (8 chunks a lane are in flight), before which nothing
+of an earlier launch is needed (`overlap.mojo`); one for x and r; one at the barrier, with a norm two more. The norm takes the mean
+and then the mean square of distances from it, each by two shuffles and through shared memory: a launch less than by itself.
 
 What a warp adds up, and with which instructions, stands in `partial_sums.mojo`.
 
-Cost: 2*M*N*K operations (M rounded up to 8 on tensor cores); (N*K + M*K * P + N + M*N [+ M*N]) elements with P blocks. Every
-block must be given x, so its rereads, from the level-2 cache, stay within a tenth of W only with P <= 1 + N / (10*M) blocks;
-`choose_columns` widens blocks by 16 columns until they do, but not so far that a few multiprocessors, which take in 64 bytes a
-cycle each, would be waited for: docs/gpu.md has the numbers for every size of Whisper. With 5 rows tiny's 1536 -> 384 is 8
-blocks of 48 columns, 1.09 times the least, 1.8 us of intake on an A100; 12 blocks of 32 would be 1.14 times and 1.26 us. A wider
-model's K = 4 N stays at 32 columns and up to 1.15 times: k split among blocks besides would ask for less, but needs a launch
-more to add the parts, which takes twice as long as what it saves.
+Cost: 2*M*N*K operations (M rounded up to 8 on tensor cores); (N*K + (M [+ 2]) * K * N/16 + N + M*N [+ M*N]) elements: each of N/16
+blocks is given x, and gamma and beta: 1.06 times the least with one row, 1.3 with 5, 1.9 with 16. The rereads come from the level-2 cache
+and are nearly free; wider blocks are not. On an H200 (float16, 12 launches in a CUDA graph; us a launch):
 
-Occupancy: latency is hidden by loads in flight, 8 chunks of W a lane (4 KB a warp), not by many warps; at most 96 registers a
-thread on tensor cores and 45 KB of shared memory (3 blocks a multiprocessor on sm_80, 2 on sm_89, 4 on sm_90), otherwise 176
-registers and 18 KB (2 blocks of 128 threads, 1 of 256).
+    rows, K -> N             1, 384 -> 384   1, 384 -> 1152   1, 384 -> 1536 + GELU   1, 1536 -> 384 + r   5, 1536 -> 384 + r   8
+    here, of normalised rows 2.4             2.6              2.6
+    here                     1.4                                                      1.7                  1.7                  1.8
+    not overlapping          2.0             2.1              2.2                     2.5                  2.6                  2.7
+    ... 32 columns a block   2.1             2.2              2.3                     3.4                  3.5                  3.6
+    ... 1.10 x the least     3.5             3.8              3.9                     8.8                  9.2
+
+The last, taken from tiny.en's step, had 32 to 80 columns a block and 4 warps to share k, as reading little asks for. With many
+more blocks than multiprocessors 32 columns gain: 1280 -> 3840 takes 5.5 us so, 6.7 here; 5120 -> 1280 12.6, 8.0 here.
+
+tiny.en's whole step, norms within the products and launches overlapping, takes 100 us with one window, 108 with five: 193 and 227 before.
+
+Occupancy: at most 128 registers a thread and 22 KB of shared memory: one block of 16 warps a multiprocessor or more; few multiprocessors
+have a second one in any of Whisper's sizes.
 """
 
-from max.gpu import MAX_THREADS_PER_BLOCK_METADATA, barrier, block_idx, thread_idx, warp_id
+from max.gpu import MAX_THREADS_PER_BLOCK_METADATA, WARP_SIZE, barrier, block_dim, block_idx, thread_idx, warp_id
 from max.gpu.host import DeviceContext
 from std.math import ceildiv
-from std.sys import is_nvidia_gpu, size_of
+from std.sys import is_nvidia_gpu
 from std.utils import StaticTuple
 
 from ..data import Data
 from .epilogue import Epilogue
-from .memory import chunk, shared_memory, wait_copies
-from .partial_sums import MAX_ROWS, PITCH, WARPS, MultiplyAdds, Operand, PartialSums, TensorCores
-from .tensor_core import MMA_M
-from .tile import THREADS
+from .memory import shared_memory
+from .overlap import overlapping, start_next, wait_for_previous
+from .partial_sums import (
+    COLUMNS,
+    MAX_ROWS,
+    MOST_THREADS,
+    PITCH,
+    TILES,
+    MultiplyAdds,
+    Norm,
+    Operand,
+    PartialSums,
+    TensorCores,
+)
 
-comptime MOST_BYTES = 160 << 10
-"""What a block may read of W and x for the sake of fewer blocks: 2560 cycles of a multiprocessor, less than a launch takes."""
+comptime LEAST_THREADS = MAX_ROWS * COLUMNS // TILES
+"""Fewest: one for each result, or for TILES neighbours."""
 
-comptime COLUMN_STEP = MMA_M
-"""By how many columns a block is widened."""
-
-comptime ENOUGH_BLOCKS = 24
-"""So many multiprocessors take in what the memory of a GPU delivers (A100, 2 TB/s: 22 of 90 GB/s), and may be waited for."""
+comptime DEPTH_OF_WARP = 32
+"""As many k a warp, while there are enough warps."""
 
 
 @always_inline
 def _few_rows[
     apply_gelu: Bool, add_residual: Bool, //, P: PartialSums
-](x: Operand[P.dtype], weight: Operand[P.dtype], own: Int32, epilogue: Epilogue[P.dtype, apply_gelu, add_residual]):
-    comptime SLICES = P.IN_FLIGHT * WARPS
-    comptime width = chunk[P.dtype]()
-    comptime GROUP_SUMS = WARPS * MAX_ROWS * PITCH
-    comptime BYTES = max(SLICES * MAX_ROWS * P.SLICE * size_of[P.dtype](), P.MOST_GROUPS * GROUP_SUMS * 4)
-    var shared = shared_memory[DType.uint8, BYTES]()
-    var stage = shared.unsafe_bitcast[Scalar[P.dtype]]()
-    var group = Int(warp_id()) // WARPS
-    var number = Int(warp_id()) % WARPS
-    var column = Int32(block_idx.x) * own + Int32(group * P.COLUMNS)
-    var end = min(weight.rows, Int32(block_idx.x) * own + own)
-    var mine = Operand[P.dtype](weight.start, end, weight.depth)
-    var partial = P()
-    x.start_copy[P.SLICE, SLICES](0, stage)
-    for first in range(Int32(0), x.depth, Int32(SLICES * P.SLICE)):
-        var k = first + Int32(number * P.SLICE)
-        var w = P.load(mine, column, k)
-        wait_copies()
-        barrier()
-        partial.add(stage.unsafe_offset(number * MAX_ROWS * P.SLICE), x.rows, end - column, x.depth - k, w)
-        barrier()  # all have used x: the next pass's may be written, or the sums
-        if first + Int32(SLICES * P.SLICE) < x.depth:
-            x.start_copy[P.SLICE, SLICES](first + Int32(SLICES * P.SLICE), stage)
-    var sums = shared.unsafe_bitcast[Float32]().unsafe_offset(group * GROUP_SUMS)
+](
+    x: Operand[P.dtype],
+    weight: Operand[P.dtype],
+    norm: Norm[P.dtype],
+    epilogue: Epilogue[P.dtype, apply_gelu, add_residual, TILES],
+):
+    comptime WARPS = MOST_THREADS // WARP_SIZE
+    var sums = shared_memory[DType.float32, WARPS * MAX_ROWS * PITCH]()
+    var warps = Int(block_dim.x) // WARP_SIZE
+    var number = Int(warp_id())
+    var first = Int32(block_idx.x) * Int32(COLUMNS)
+
+    # The result that this thread finishes: a warp takes two rows that are 4 apart, whose partial sums collide nowhere.
+    var thread = Int(thread_idx.x)
+    var row = thread // 32 % 4 + thread % 32 // 16 * 4 + thread // 128 * 8
+    var part = thread % 16 * TILES
+    var column = first + Int32(part)
+    var finishes = Int32(row) < x.rows and column < weight.rows
+    var bias = epilogue.load_bias(column) if finishes else epilogue.Chunk(0)
+
+    start_next()
+    var residual = epilogue.Chunk(0)
+    var partial = P(norm)
+    var distance = Int32(warps * P.SLICE)
+    for begin in range(Int32(0), x.depth, Int32(P.IN_FLIGHT) * distance):
+        var k = begin + Int32(number * P.SLICE)
+        var w = P.load(weight, first, k, distance)
+        if begin == 0:
+            wait_for_previous()
+            if finishes:
+                residual = epilogue.load_residual(Int32(row), column)
+        partial.add(x, w, k, distance)
     partial.write(sums.unsafe_offset(number * MAX_ROWS * PITCH), x.rows)
     barrier()
-    var row = Int(thread_idx.x) % MAX_ROWS
-    var part = Int(thread_idx.x) % THREADS // MAX_ROWS * width
-    if part < P.COLUMNS and column + Int32(part) < end and Int32(row) < x.rows:
-        var y = SIMD[DType.float32, width](0)
-        comptime for i in range(WARPS):
-            y += sums.unsafe_load[width=width, alignment=16]((i * MAX_ROWS + row) * PITCH + part)
-        epilogue.store(Int32(row), column + Int32(part), y, epilogue.load_bias(column + Int32(part)))
+    if finishes:
+        var y = epilogue.Chunk(0)
+        for i in range(warps):
+            y += sums.unsafe_load[width=TILES, alignment=4 * TILES]((i * MAX_ROWS + row) * PITCH + part)
+        epilogue.store(Int32(row), column, y, bias, residual)
 
 
-@__llvm_metadata(
-    MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](
-        Int32(THREADS * (TensorCores[dtype].MOST_GROUPS if dtype.is_half_float() else MultiplyAdds[dtype].MOST_GROUPS))
-    )
-)
+@__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(MOST_THREADS)))
 def few_rows_kernel[
-    dtype: DType, apply_gelu: Bool, add_residual: Bool
+    dtype: DType, apply_gelu: Bool, add_residual: Bool, normalise: Bool
 ](
     output: Data[dtype],
     x: Data[dtype],
+    gamma: Data[dtype],
+    beta: Data[dtype],
     weight: Data[dtype],
     bias: Data[dtype],
     residual: Data[dtype],
     rows: Int32,
     columns: Int32,
     depth: Int32,
-    own: Int32,
+    share: Float32,
+    epsilon: Float32,
 ):
-    """A block's `own` columns; the other arguments are those of `multiply_few_rows`."""
+    """A block's columns; the arguments are those of `multiply_few_rows`, and share is 1 / K."""
     var a = Operand[dtype](x, rows, depth)
     var b = Operand[dtype](weight, columns, depth)
-    var epilogue = Epilogue[dtype, apply_gelu, add_residual](output, bias, residual, rows, columns)
+    var norm = Norm[dtype](gamma, beta, share, epsilon)
+    var epilogue = Epilogue[dtype, apply_gelu, add_residual, TILES](output, bias, residual, rows, columns)
     comptime if is_nvidia_gpu() and dtype.is_half_float():
-        _few_rows[TensorCores[dtype]](a, b, own, epilogue)
+        _few_rows[TensorCores[dtype, normalise]](a, b, norm, epilogue)
     else:
-        _few_rows[MultiplyAdds[dtype]](a, b, own, epilogue)
+        _few_rows[MultiplyAdds[dtype]](a, b, norm, epilogue)
 
 
-def choose_columns(rows: Int, columns: Int, depth: Int, *, least: Int, most: Int, size: Int) -> Int:
-    """Columns of a block: as few as keep the rereads of x within a tenth of what must be read, if a block of them has not too
-    much to read.
-
-    Args:
-        rows: M.
-        columns: N.
-        depth: K.
-        least: The fewest, a group's.
-        most: The most, of as many groups as a block may have.
-        size: Bytes of an element.
-    """
-    for own in range(least, most, COLUMN_STEP):
-        var blocks = ceildiv(columns, own)
-        var wider = (own + COLUMN_STEP + rows) * depth * size
-        var few_rereads = 10 * rows * (blocks - 1) <= columns + rows
-        if few_rereads or wider > max(MOST_BYTES, columns * depth * size // ENOUGH_BLOCKS):
-            return own
-    return most
+def normalises[dtype: DType](rows: Int, depth: Int, ctx: DeviceContext) -> Bool:
+    """Whether the product can normalise its rows: on tensor cores, which hold all of x at once up to some length."""
+    comptime P = TensorCores[dtype, True]
+    comptime most = P.IN_FLIGHT * P.SLICE * MOST_THREADS // 32
+    return dtype.is_half_float() and ctx.api() == "cuda" and rows <= MAX_ROWS and depth <= most
 
 
 def multiply_few_rows[
-    dtype: DType, //, apply_gelu: Bool, add_residual: Bool
+    dtype: DType, //, apply_gelu: Bool, add_residual: Bool, normalise: Bool
 ](
     output: Data[dtype],
     x: Data[dtype],
+    gamma: Data[dtype],
+    beta: Data[dtype],
     weight: Data[dtype],
     bias: Data[dtype],
     residual: Data[dtype],
@@ -154,6 +163,7 @@ def multiply_few_rows[
     rows: Int,
     columns: Int,
     depth: Int,
+    epsilon: Float32,
     ctx: DeviceContext,
 ) raises:
     """Launches the product.
@@ -161,28 +171,32 @@ def multiply_few_rows[
     Args:
         output: (rows, columns).
         x: (rows, depth).
+        gamma: (depth), not read unless normalise.
+        beta: (depth), not read unless normalise.
         weight: (columns, depth).
         bias: (columns).
         residual: (rows, columns), not read unless add_residual.
         rows: M, 1 to MAX_ROWS.
         columns: N.
         depth: K, a multiple of a chunk.
+        epsilon: Of the norm.
         ctx: The device.
     """
-    var tensor_cores = dtype.is_half_float() and ctx.api() == "cuda"
-    var least = TensorCores[dtype].COLUMNS if tensor_cores else MultiplyAdds[dtype].COLUMNS
-    var most = TensorCores[dtype].MOST_GROUPS if tensor_cores else MultiplyAdds[dtype].MOST_GROUPS
-    var own = choose_columns(rows, columns, depth, least=least, most=most * least, size=size_of[dtype]())
-    ctx.enqueue_function[few_rows_kernel[dtype, apply_gelu, add_residual]](
+    var threads = ceildiv(depth, 2 * DEPTH_OF_WARP) * 64
+    ctx.enqueue_function[few_rows_kernel[dtype, apply_gelu, add_residual, normalise]](
         output,
         x,
+        gamma,
+        beta,
         weight,
         bias,
         residual,
         Int32(rows),
         Int32(columns),
         Int32(depth),
-        Int32(own),
-        grid_dim=ceildiv(columns, own),
-        block_dim=ceildiv(own, least) * THREADS,
+        1 / Float32(depth),
+        epsilon,
+        grid_dim=ceildiv(columns, COLUMNS),
+        block_dim=min(max(threads, LEAST_THREADS), MOST_THREADS),
+        attributes=overlapping(),
     )

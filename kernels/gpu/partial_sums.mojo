@@ -2,31 +2,34 @@
 
 | body         | for                                   | a slice, by a warp                                                     |
 | ------------ | ------------------------------------- | ---------------------------------------------------------------------- |
-| TensorCores  | NVIDIA, sm_80; float16, bfloat16      | 32 k: 2 x 2 mma with W on the left, 16 columns by 8 rows of x each     |
+| TensorCores  | NVIDIA, sm_80; float16, bfloat16      | 32 k: 2 mma with W on the left, 16 columns by 8 rows of x each         |
 | MultiplyAdds | any GPU, any dtype                    | 8 chunks of k, 16 columns: 8 lanes for k, 2 or 4 columns a lane        |
 
 The tensor cores are not here for speed but because they spread x: a lane that holds 16 bytes of W multiplies with all
-rows of x without holding them. The order of k within a slice does not matter to a sum, so lanes load 16 consecutive
-bytes where the instruction would have them hold pairs 16 bytes apart; both operands are permuted alike.
+rows of x and holds 16 bytes of one.
 """
 
-from max.gpu import WARP_SIZE, block_dim, lane_id, thread_idx
+from max.gpu import WARP_SIZE, barrier, block_dim, lane_id, warp_id
 from max.gpu.primitives import warp
 from std.collections import Array
-from std.memory import bitcast
+from std.math import sqrt
 
 from ..data import Data
-from .memory import Shared, chunk, commit_copies, copy_chunk, load_chunk
-from .tensor_core import MMA_M, multiply_add
-from .tile import THREADS
+from .memory import Shared, chunk, load_chunk, shared_memory
+from .tensor_core import MMA_M, multiply_add_chunks
 
 comptime MAX_ROWS = 16
 """Largest M."""
 
-comptime WARPS = THREADS // WARP_SIZE
-"""Warps of a group: each takes every WARPS-th slice of k."""
+comptime MOST_THREADS = 512
+"""Most threads of a block."""
 
-comptime PITCH = 32 + 4
+comptime TILES = 1
+"""Groups of 16 columns that a block makes."""
+
+comptime COLUMNS = TILES * MMA_M
+
+comptime PITCH = COLUMNS + 4
 """Floats from row to row of partial sums: no two lanes that store or load at once collide."""
 
 
@@ -46,82 +49,61 @@ struct Operand[dtype: DType](TrivialRegisterPassable):
             y = load_chunk(self.start, Int(row) * Int(self.depth) + Int(k))
         return y
 
-    @always_inline
-    def start_copy[slice: Int, slices: Int](self, k: Int32, target: Shared[Self.dtype]):
-        """Starts to copy 8 or 16 rows of some slices to shared memory, with zeros where there is nothing.
 
-        Parameters:
-            slice: Elements of a slice.
-            slices: How many.
+@fieldwise_init
+struct Norm[dtype: DType](TrivialRegisterPassable):
+    """A layer norm of the rows before they are multiplied."""
 
-        Args:
-            k: Start of the first slice; the others follow.
-            target: (slices, MAX_ROWS, slice): what lanes load at once lies side by side.
-        """
-        comptime width = chunk[Self.dtype]()
-        comptime in_slice = slice // width
-        var rows = 8 if self.rows <= 8 else MAX_ROWS
-        for i in range(Int(thread_idx.x), slices * rows * in_slice, Int(block_dim.x)):
-            var place = i % in_slice
-            var row = i // in_slice % rows
-            var number = i // in_slice // rows
-            var at = k + Int32(number * slice + place * width)
-            copy_chunk(
-                self.start.unsafe_offset(row * Int(self.depth) + Int(at)),
-                target.unsafe_offset((number * MAX_ROWS + row) * slice + place * width),
-                Int32(row) < self.rows and at < self.depth,
-            )
-        commit_copies()
+    var gamma: Data[Self.dtype]
+    var beta: Data[Self.dtype]
+    var share: Float32
+    """1 / K."""
+    var epsilon: Float32
 
 
 trait PartialSums(Deinitable):
-    """What a warp adds up of its group's columns."""
+    """What a warp adds up of its block's columns."""
 
     comptime dtype: DType
     comptime SLICE: Int
     """Elements of k that a warp takes at a time."""
     comptime IN_FLIGHT: Int
-    """Slices whose loads are started before the first is used; those of a warp start WARPS slices apart."""
-    comptime COLUMNS: Int
-    """Columns of a group."""
+    """Slices whose loads are started before the first is used."""
     comptime CHUNKS: Int
     """Chunks of W that a lane holds."""
-    comptime MOST_GROUPS: Int
-    """As many as registers allow in a block."""
 
-    def __init__(out self):
+    def __init__(out self, norm: Norm[Self.dtype]):
         """All sums zero."""
         ...
 
     @staticmethod
     def load(
-        weight: Operand[Self.dtype], column: Int32, k: Int32
+        weight: Operand[Self.dtype], column: Int32, k: Int32, distance: Int32
     ) -> Array[SIMD[Self.dtype, chunk[Self.dtype]()], Self.CHUNKS]:
         """Loads the weights of a warp's slices.
 
         Args:
             weight: All columns.
-            column: First column of the group.
-            k: Start of the warp's first slice.
+            column: First column of the block.
+            k: Start of the first slice.
+            distance: How far one slice starts behind the other.
         """
         ...
 
     def add(
         mut self,
-        x: Shared[Self.dtype],
-        rows: Int32,
-        columns: Int32,
-        left: Int32,
+        x: Operand[Self.dtype],
         weight: Array[SIMD[Self.dtype, chunk[Self.dtype]()], Self.CHUNKS],
+        k: Int32,
+        distance: Int32,
     ):
-        """Adds the products of a warp's slices.
+        """Adds the products of a warp's slices. If rows are to be normalised, all warps call this once, and hold all of x.
 
         Args:
-            x: Of the warp's first slice, see `Operand.start_copy`.
-            rows: How many rows x has.
-            columns: How many columns the group has; what is added for others does not matter.
-            left: Elements of k from the start of the warp's first slice to the end.
+            x: All rows.
             weight: What `load` gave.
+            k: Start of the first slice.
+            distance: How far one slice starts behind the other.
         """
         ...
 
@@ -135,101 +117,136 @@ trait PartialSums(Deinitable):
         ...
 
 
-struct TensorCores[type: DType](PartialSums):
-    """Tensor cores of NVIDIA GPUs: D (16 columns, 8 rows of x) = W @ x^T, for two groups of columns and two of rows."""
+struct TensorCores[type: DType, normalise: Bool](PartialSums):
+    """Tensor cores of NVIDIA GPUs: D (16 columns, 8 rows of x) = W @ x^T, once or twice for 16 rows."""
 
     comptime dtype = Self.type
     comptime SLICE = 32
-    comptime IN_FLIGHT = 2
-    comptime COLUMNS = 32
-    comptime TILES = Self.COLUMNS // MMA_M
-    comptime CHUNKS = Self.IN_FLIGHT * Self.TILES * 2
-    comptime MOST_GROUPS = 5
+    comptime IN_FLIGHT = 2 if Self.normalise else 4  # gamma and beta take registers, too
+    comptime CHUNKS = Self.IN_FLIGHT * TILES * 2
     comptime Chunk = SIMD[Self.type, chunk[Self.type]()]
+    comptime Rows = Array[Self.Chunk, Self.IN_FLIGHT]
+    """A lane's chunks of one row of x, one of each slice."""
 
-    var low: Array[SIMD[DType.float32, 4], Self.TILES]
+    var low: Array[SIMD[DType.float32, 4], TILES]
     """For rows 0 to 7 of x."""
-    var high: Array[SIMD[DType.float32, 4], Self.TILES]
+    var high: Array[SIMD[DType.float32, 4], TILES]
     """For rows 8 to 15."""
+    var norm: Norm[Self.type]
 
     @always_inline
-    def __init__(out self):
-        self.low = Array[SIMD[DType.float32, 4], Self.TILES](fill=0)
-        self.high = Array[SIMD[DType.float32, 4], Self.TILES](fill=0)
+    def __init__(out self, norm: Norm[Self.type]):
+        self.low = Array[SIMD[DType.float32, 4], TILES](fill=0)
+        self.high = Array[SIMD[DType.float32, 4], TILES](fill=0)
+        self.norm = norm
 
     @staticmethod
     @always_inline
     def load(
-        weight: Operand[Self.dtype], column: Int32, k: Int32
+        weight: Operand[Self.dtype], column: Int32, k: Int32, distance: Int32
     ) -> Array[SIMD[Self.dtype, chunk[Self.dtype]()], Self.CHUNKS]:
-        var w = Array[SIMD[Self.dtype, chunk[Self.dtype]()], Self.CHUNKS](fill=0)
+        var w = Array[Self.Chunk, Self.CHUNKS](fill=0)
         var row = column + Int32(lane_id()) // 4
         var first = k + Int32(lane_id()) % 4 * 8
         comptime for i in range(Self.IN_FLIGHT):
-            comptime for half in range(Self.TILES * 2):
-                w[i * Self.TILES * 2 + half] = weight.load(row + Int32(half * 8), first + Int32(i * WARPS * Self.SLICE))
+            comptime for half in range(TILES * 2):
+                w[i * TILES * 2 + half] = weight.load(row + Int32(half * 8), first + Int32(i) * distance)
         return w^
 
     @always_inline
     def add(
         mut self,
-        x: Shared[Self.dtype],
-        rows: Int32,
-        columns: Int32,
-        left: Int32,
+        x: Operand[Self.dtype],
         weight: Array[SIMD[Self.dtype, chunk[Self.dtype]()], Self.CHUNKS],
+        k: Int32,
+        distance: Int32,
     ):
-        comptime HALF = MAX_ROWS // 2 * Self.SLICE
+        var x_low = Self.Rows(fill=0)
+        var x_high = Self.Rows(fill=0)
+        var row = Int32(lane_id()) // 4
+        var first = k + Int32(lane_id()) % 4 * 8
         comptime for i in range(Self.IN_FLIGHT):
-            if Int32(i * WARPS * Self.SLICE) < left:
-                var at = i * WARPS * MAX_ROWS * Self.SLICE + Int(lane_id()) * 8
-                var x_low = Self._load(x, at)
-                comptime for tile in range(Self.TILES):
-                    comptime w = (i * Self.TILES + tile) * 2
-                    if Int32(tile * MMA_M) < columns:
-                        Self._multiply(self.low[tile], weight[w], weight[w + 1], x_low)
-                if rows > 8:
-                    var x_high = Self._load(x, at + HALF)
-                    comptime for tile in range(Self.TILES):
-                        comptime w = (i * Self.TILES + tile) * 2
-                        if Int32(tile * MMA_M) < columns:
-                            Self._multiply(self.high[tile], weight[w], weight[w + 1], x_high)
+            x_low[i] = x.load(row, first + Int32(i) * distance)
+        if x.rows > 8:
+            comptime for i in range(Self.IN_FLIGHT):
+                x_high[i] = x.load(row + 8, first + Int32(i) * distance)
+        comptime if Self.normalise:
+            self._normalise(x_low, x_high, x, first, distance)
+        comptime for i in range(Self.IN_FLIGHT):
+            if k + Int32(i) * distance < x.depth:
+                comptime for tile in range(TILES):
+                    comptime at = (i * TILES + tile) * 2
+                    multiply_add_chunks(self.low[tile], weight[at], weight[at + 1], x_low[i])
+                    if x.rows > 8:
+                        multiply_add_chunks(self.high[tile], weight[at], weight[at + 1], x_high[i])
 
-    @staticmethod
     @always_inline
-    def _load(x: Shared[Self.dtype], at: Int) -> SIMD[Self.dtype, 8]:
-        """A chunk of shared memory, as words: elements of bfloat16 would be loaded by halves, whose lanes collide."""
-        return bitcast[Self.dtype, 8](
-            x.unsafe_bitcast[UInt32]().unsafe_load[width=4, alignment=16, volatile=True](at // 2)
-        )
-
-    @staticmethod
-    @always_inline
-    def _multiply(
-        mut sums: SIMD[DType.float32, 4],
-        w_low: SIMD[Self.type, chunk[Self.type]()],
-        w_high: SIMD[Self.type, chunk[Self.type]()],
-        x: SIMD[Self.type, 8],
+    def _normalise(
+        self, mut low: Self.Rows, mut high: Self.Rows, x: Operand[Self.dtype], first: Int32, distance: Int32
     ):
-        comptime for i in range(0, 8, 4):
-            var a_low = w_low.slice[4, offset=i]()
-            var a_high = w_high.slice[4, offset=i]()
-            var a = (
-                a_low.slice[2, offset=0]()
-                .join(a_high.slice[2, offset=0]())
-                .join(a_low.slice[2, offset=2]().join(a_high.slice[2, offset=2]()))
-            )
-            multiply_add(sums, a, x.slice[2, offset=i](), x.slice[2, offset=i + 2]())
+        """Normalises this lane's chunks of two rows, whose other chunks the lanes and warps of the block hold: the mean, then the
+        mean square of distances from it, each by two shuffles and through shared memory."""
+        comptime Floats = SIMD[DType.float32, chunk[Self.type]()]
+        var gamma = Self.Rows(fill=0)
+        var beta = Self.Rows(fill=0)
+        comptime for i in range(Self.IN_FLIGHT):
+            var k = first + Int32(i) * distance
+            if k < x.depth:
+                gamma[i] = load_chunk(self.norm.gamma, Int(k))
+                beta[i] = load_chunk(self.norm.beta, Int(k))
+        var sums = SIMD[DType.float32, 2](0)
+        comptime for i in range(Self.IN_FLIGHT):
+            sums[0] += low[i].cast[DType.float32]().reduce_add()
+            sums[1] += high[i].cast[DType.float32]().reduce_add()
+        var means = _sums_of_rows(sums) * self.norm.share
+        var squares = SIMD[DType.float32, 2](0)
+        comptime for i in range(Self.IN_FLIGHT):
+            if first + Int32(i) * distance < x.depth:
+                var low_distances = low[i].cast[DType.float32]() - means[0]
+                squares[0] += (low_distances * low_distances).reduce_add()
+                var high_distances = high[i].cast[DType.float32]() - means[1]
+                squares[1] += (high_distances * high_distances).reduce_add()
+        var variances = _sums_of_rows(squares) * self.norm.share
+        var low_scale = 1 / sqrt(variances[0] + self.norm.epsilon)
+        var high_scale = 1 / sqrt(variances[1] + self.norm.epsilon)
+        comptime for i in range(Self.IN_FLIGHT):
+            var g = gamma[i].cast[DType.float32]()
+            var b = beta[i].cast[DType.float32]()
+            low[i] = ((low[i].cast[DType.float32]() - means[0]) * low_scale).fma(g, b).cast[Self.type]()
+            high[i] = ((high[i].cast[DType.float32]() - means[1]) * high_scale).fma(g, b).cast[Self.type]()
 
     @always_inline
     def write(mut self, sums: Shared[DType.float32], rows: Int32):
         var column = Int(lane_id()) // 4
         var row = Int(lane_id()) % 4 * 2
-        comptime for tile in range(Self.TILES):
+        comptime for tile in range(TILES):
             comptime for i in range(4):
                 var at = (row + i % 2) * PITCH + column + tile * MMA_M + i // 2 * 8
                 sums.unsafe_store(at, self.low[tile][i])
-                sums.unsafe_store(at + 8 * PITCH, self.high[tile][i])
+                if rows > 8:
+                    sums.unsafe_store(at + 8 * PITCH, self.high[tile][i])
+
+
+@always_inline
+def _sums_of_rows(own: SIMD[DType.float32, 2]) -> SIMD[DType.float32, 2]:
+    """Sums over the block: of row lane / 4 and of row lane / 4 + 8."""
+    var y = own
+    comptime for step in range(2):
+        y += SIMD[DType.float32, 2](
+            warp.shuffle_xor(y[0], UInt32(1 << step)), warp.shuffle_xor(y[1], UInt32(1 << step))
+        )
+    comptime HALF = MAX_ROWS // 2
+    comptime WARPS = MOST_THREADS // WARP_SIZE
+    var terms = shared_memory[DType.float32, WARPS * MAX_ROWS]()
+    var row = Int(lane_id()) // 4
+    if lane_id() % 4 == 0:
+        terms.unsafe_store[alignment=8]((Int(warp_id()) * HALF + row) * 2, y)
+    barrier()
+    y = 0
+    comptime for i in range(WARPS):
+        if i * WARP_SIZE < Int(block_dim.x):
+            y += terms.unsafe_load[width=2, alignment=8]((i * HALF + row) * 2)
+    return y
 
 
 struct MultiplyAdds[type: DType](PartialSums):
@@ -237,53 +254,54 @@ struct MultiplyAdds[type: DType](PartialSums):
 
     comptime dtype = Self.type
     comptime SLICE = 8 * chunk[Self.type]()
-    comptime IN_FLIGHT = 2
-    comptime COLUMNS = 16
+    comptime IN_FLIGHT = 1
     comptime LANES = WARP_SIZE // 8
-    comptime OWN = Self.COLUMNS // Self.LANES
-    comptime CHUNKS = Self.IN_FLIGHT * Self.OWN
-    comptime MOST_GROUPS = 2
+    comptime OWN = COLUMNS // Self.LANES
+    comptime CHUNKS = Self.OWN
+    comptime Chunk = SIMD[Self.type, chunk[Self.type]()]
+
+    comptime AT_ONCE = 4
+    """Rows of x whose loads are started before the first is used."""
 
     var sums: Array[SIMD[DType.float32, Self.OWN], MAX_ROWS]
 
     @always_inline
-    def __init__(out self):
+    def __init__(out self, norm: Norm[Self.type]):
         self.sums = Array[SIMD[DType.float32, Self.OWN], MAX_ROWS](fill=0)
 
     @staticmethod
     @always_inline
     def load(
-        weight: Operand[Self.dtype], column: Int32, k: Int32
+        weight: Operand[Self.dtype], column: Int32, k: Int32, distance: Int32
     ) -> Array[SIMD[Self.dtype, chunk[Self.dtype]()], Self.CHUNKS]:
-        var w = Array[SIMD[Self.dtype, chunk[Self.dtype]()], Self.CHUNKS](fill=0)
+        var w = Array[Self.Chunk, Self.CHUNKS](fill=0)
         var own = column + Int32(lane_id()) // 8
         var first = k + Int32(lane_id()) % 8 * Int32(chunk[Self.dtype]())
-        comptime for i in range(Self.IN_FLIGHT):
-            comptime for j in range(Self.OWN):
-                w[i * Self.OWN + j] = weight.load(own + Int32(j * Self.LANES), first + Int32(i * WARPS * Self.SLICE))
+        comptime for j in range(Self.OWN):
+            w[j] = weight.load(own + Int32(j * Self.LANES), first)
         return w^
 
     @always_inline
     def add(
         mut self,
-        x: Shared[Self.dtype],
-        rows: Int32,
-        columns: Int32,
-        left: Int32,
+        x: Operand[Self.dtype],
         weight: Array[SIMD[Self.dtype, chunk[Self.dtype]()], Self.CHUNKS],
+        k: Int32,
+        distance: Int32,
     ):
         comptime width = chunk[Self.dtype]()
-        var place = Int(lane_id()) % 8 * width
-        comptime for i in range(Self.IN_FLIGHT):
-            if Int32(i * WARPS * Self.SLICE) < left:
-                comptime for row in range(MAX_ROWS):
-                    if Int32(row) < rows:
-                        var at = (i * WARPS * MAX_ROWS + row) * Self.SLICE + place
-                        var part = x.unsafe_load[width=width, alignment=16](at).cast[DType.float32]()
-                        comptime for j in range(Self.OWN):
-                            var w = weight[i * Self.OWN + j].cast[DType.float32]()
-                            comptime for e in range(width):
-                                self.sums[row][j] = part[e].fma(w[e], self.sums[row][j])
+        var first = k + Int32(lane_id()) % 8 * Int32(width)
+        comptime for some in range(0, MAX_ROWS, Self.AT_ONCE):
+            if Int32(some) < x.rows:
+                var parts = Array[Self.Chunk, Self.AT_ONCE](fill=0)
+                comptime for i in range(Self.AT_ONCE):
+                    parts[i] = x.load(Int32(some + i), first)
+                comptime for i in range(Self.AT_ONCE):
+                    var part = parts[i].cast[DType.float32]()
+                    comptime for j in range(Self.OWN):
+                        var w = weight[j].cast[DType.float32]()
+                        comptime for e in range(width):
+                            self.sums[some + i][j] = part[e].fma(w[e], self.sums[some + i][j])
 
     @always_inline
     def write(mut self, sums: Shared[DType.float32], rows: Int32):

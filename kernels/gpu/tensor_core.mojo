@@ -21,7 +21,7 @@ NVIDIA, "PTX ISA", 9.7.14.5 (mma, ldmatrix).
 from std.memory import bitcast
 from std.sys import _RegisterPackType, llvm_intrinsic
 
-from .memory import Shared
+from .memory import Shared, chunk
 
 comptime MMA_M = 16
 comptime MMA_N = 8
@@ -79,3 +79,37 @@ def multiply_add[
         d[3],
     )
     d = SIMD[DType.float32, 4](y[0], y[1], y[2], y[3])
+
+
+@always_inline
+def multiply_add_chunks[
+    dtype: DType, //
+](
+    mut d: SIMD[DType.float32, 4],
+    low: SIMD[dtype, chunk[dtype]()],
+    high: SIMD[dtype, chunk[dtype]()],
+    b: SIMD[dtype, chunk[dtype]()],
+):
+    """Computes D += A @ B for 32 products a sum, of operands that lie row by row (A) and column by column (B) in memory.
+
+    The order of a sum's terms does not matter: a lane holds 16 consecutive bytes of each row, where the instruction would
+    have it hold pairs 16 bytes apart. A and B are permuted alike.
+
+    Parameters:
+        dtype: Either float16 or bfloat16.
+
+    Args:
+        d: This lane's part of D.
+        low: Of row lane / 4 of A, elements 8 * (lane mod 4) to that + 7.
+        high: Of row lane / 4 + 8, the same.
+        b: Of column lane / 4 of B, the same.
+    """
+    comptime for i in range(0, 8, 4):
+        var a_low = low.slice[4, offset=i]()
+        var a_high = high.slice[4, offset=i]()
+        var a = (
+            a_low.slice[2, offset=0]()
+            .join(a_high.slice[2, offset=0]())
+            .join(a_low.slice[2, offset=2]().join(a_high.slice[2, offset=2]()))
+        )
+        multiply_add(d, a, b.slice[2, offset=i](), b.slice[2, offset=i + 2]())

@@ -26,6 +26,7 @@ from std.utils import StaticTuple
 
 from ..data import Data
 from ..gpu.memory import chunk, commit_copies, copy_chunk, load_chunk, shared_memory, store_chunk, wait_copies
+from ..gpu.overlap import overlapping, start_next, wait_for_previous
 
 comptime LANES = 32
 """Threads that share a row."""
@@ -97,6 +98,8 @@ def layer_norm_kernel[
             copy_chunk(gamma.unsafe_offset(Int(at)), scales.unsafe_offset(Int(at)), True)
             copy_chunk(beta.unsafe_offset(Int(at)), shifts.unsafe_offset(Int(at)), True)
     commit_copies()
+    start_next()
+    wait_for_previous()
 
     var row = Int32(block_idx.x) * Int32(ROWS) + thread // Int32(LANES)
     var first = thread % Int32(LANES) * Int32(width)
@@ -170,6 +173,7 @@ def enqueue_layer_norm[
             epsilon,
             grid_dim=ceildiv(rows, ROWS),
             block_dim=THREADS,
+            attributes=overlapping(),
         )
 
     if rows == 0:

@@ -14,8 +14,9 @@ TFLOP/s over 2 TB/s) is bound by memory up to M = 150; between 17 and there the 
 from max.gpu.host import DeviceContext
 
 from ..data import Data
-from ..gpu.few_rows import MAX_ROWS, multiply_few_rows
+from ..gpu.few_rows import MAX_ROWS, multiply_few_rows, normalises
 from ..gpu.matmul import multiply
+from ..layer_norm.gpu import enqueue_layer_norm
 
 
 def linear[
@@ -47,8 +48,8 @@ def linear[
     if rows == 0:
         return
     if rows <= MAX_ROWS:
-        multiply_few_rows[apply_gelu, add_residual](
-            output, x, weight, bias, residual, rows=rows, columns=columns, depth=depth, ctx=ctx
+        multiply_few_rows[apply_gelu, add_residual, normalise=False](
+            output, x, x, x, weight, bias, residual, rows=rows, columns=columns, depth=depth, epsilon=0, ctx=ctx
         )
     else:
         multiply[apply_gelu, add_residual](
@@ -66,3 +67,59 @@ def linear[
             depth=depth,
             ctx=ctx,
         )
+
+
+def norm_linear[
+    dtype: DType, //, apply_gelu: Bool
+](
+    output: Data[dtype],
+    x: Data[dtype],
+    gamma: Data[dtype],
+    beta: Data[dtype],
+    weight: Data[dtype],
+    bias: Data[dtype],
+    rows: Int,
+    columns: Int,
+    depth: Int,
+    epsilon: Float32,
+    ctx: DeviceContext,
+) raises:
+    """Launches the layer of normalised rows: in one launch where the product can normalise them, otherwise in two.
+
+    Args:
+        output: (rows, columns).
+        x: (rows, depth).
+        gamma: (depth).
+        beta: (depth).
+        weight: (columns, depth).
+        bias: (columns).
+        rows: M.
+        columns: N.
+        depth: K, a multiple of a chunk.
+        epsilon: Added to the variance.
+        ctx: The device.
+    """
+    if rows == 0:
+        return
+    if normalises[dtype](rows, depth, ctx):
+        comptime if dtype.is_half_float():
+            multiply_few_rows[apply_gelu, add_residual=False, normalise=True](
+                output,
+                x,
+                gamma,
+                beta,
+                weight,
+                bias,
+                x,
+                rows=rows,
+                columns=columns,
+                depth=depth,
+                epsilon=epsilon,
+                ctx=ctx,
+            )
+    else:
+        var buffer = ctx.enqueue_create_buffer[dtype](rows * depth)
+        var normalised = buffer.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
+        enqueue_layer_norm[add_residual=False](normalised, normalised, x, x, gamma, beta, rows, depth, epsilon, ctx)
+        linear[apply_gelu, add_residual=False](output, normalised, weight, bias, x, rows, columns, depth, ctx)
+        _ = buffer^

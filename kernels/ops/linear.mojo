@@ -7,8 +7,9 @@ from max.gpu.host import DeviceContext
 from ..cpu.matmul import multiply
 from ..data import Data, data, require, require_contiguous, require_size
 from ..gpu.tile import TILE_M
+from ..layer_norm.gpu import MAX_COLUMNS
 from ..linear.cpu import BiasEpilogue
-from ..linear.gpu import linear
+from ..linear.gpu import linear, norm_linear
 from .weights import require_aligned, require_chunks, require_countable, require_matrix, require_packed
 
 
@@ -53,6 +54,53 @@ struct LinearResidual:
         _linear[target, gelu=gelu, add_residual=True](output, x, weight, bias, residual, ctx)
 
 
+@extensibility.register("whisper_norm_linear")
+struct NormLinear:
+    """Computes y = f(norm(x) @ W^T + b) on a GPU: as `whisper_linear`, of the layer norm of x with gamma (K) and beta (K).
+    """
+
+    @staticmethod
+    def execute[
+        dtype: DType, rank: Int, //, target: StaticString, gelu: Bool, epsilon: Float32
+    ](
+        output: OutputTensor[dtype=dtype, rank=rank, ...],
+        x: InputTensor[dtype=dtype, rank=rank, ...],
+        gamma: InputTensor[dtype=dtype, rank=1, ...],
+        beta: InputTensor[dtype=dtype, rank=1, ...],
+        weight: InputTensor[dtype=dtype, rank=2, ...],
+        bias: InputTensor[dtype=dtype, rank=1, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime assert target != "cpu", "a CPU normalises with whisper_layer_norm"
+        var depth = x.dim_size(rank - 1)
+        var columns = bias.dim_size(0)
+        _check_linear(output, x, columns, depth)
+        require_size(gamma.dim_size(0), depth, "linear", "D of gamma")
+        require_size(beta.dim_size(0), depth, "linear", "D of beta")
+        require(
+            depth <= MAX_COLUMNS, "linear", String("K of x is ", depth, ", at most ", MAX_COLUMNS, " can be normalised")
+        )
+        _check_on_gpu(x, weight, columns, depth)
+        if x.size() == 0:
+            return
+        require_aligned(data(x), "linear", "x")
+        require_aligned(data(gamma), "linear", "gamma")
+        require_aligned(data(beta), "linear", "beta")
+        norm_linear[gelu](
+            data(output),
+            data(x),
+            data(gamma),
+            data(beta),
+            data(weight),
+            data(bias),
+            x.size() // depth,
+            columns,
+            depth,
+            epsilon,
+            ctx,
+        )
+
+
 def _linear[
     dtype: DType,
     weight_type: DType,
@@ -72,10 +120,7 @@ def _linear[
 ) raises:
     var depth = x.dim_size(rank - 1)
     var columns = bias.dim_size(0)
-    require(depth > 0 and columns > 0, "linear", "K and N must be positive")
-    require_size(output.dim_size(rank - 1), columns, "linear", "N of the output")
-    require_size(output.size() * depth, x.size() * columns, "linear", "M * K * N of the output")
-    require_contiguous(x, "linear", "x")
+    _check_linear(output, x, columns, depth)
     comptime if target == "cpu":
         require_packed(weight, columns, depth, "linear")
         multiply(
@@ -89,9 +134,7 @@ def _linear[
         )
     else:
         comptime assert weight_type == dtype, "on GPUs weights have the dtype of x"
-        require_chunks[dtype](depth, "linear", "K of x")
-        require_matrix(weight, columns, depth, "linear")
-        require_countable(x.size() + TILE_M * depth, "linear", "(M + 128) * K")
+        _check_on_gpu(x, weight, columns, depth)
         if x.size() == 0:
             return  # no rows: what is empty has no address to check
         require_aligned(data(x), "linear", "x")
@@ -108,3 +151,32 @@ def _linear[
             depth,
             ctx,
         )
+
+
+def _check_linear[
+    dtype: DType, rank: Int, //
+](
+    output: OutputTensor[dtype=dtype, rank=rank, ...],
+    x: InputTensor[dtype=dtype, rank=rank, ...],
+    columns: Int,
+    depth: Int,
+) raises:
+    """Raises unless x (..., K) and the output (..., N) fit each other."""
+    require(depth > 0 and columns > 0, "linear", "K and N must be positive")
+    require_size(output.dim_size(rank - 1), columns, "linear", "N of the output")
+    require_size(output.size() * depth, x.size() * columns, "linear", "M * K * N of the output")
+    require_contiguous(x, "linear", "x")
+
+
+def _check_on_gpu[
+    dtype: DType, weight_type: DType, rank: Int, weight_rank: Int, //
+](
+    x: InputTensor[dtype=dtype, rank=rank, ...],
+    weight: InputTensor[dtype=weight_type, rank=weight_rank, ...],
+    columns: Int,
+    depth: Int,
+) raises:
+    """Raises unless a GPU's body can read x (..., K) and the weight (N, K)."""
+    require_chunks[dtype](depth, "linear", "K of x")
+    require_matrix(weight, columns, depth, "linear")
+    require_countable(x.size() + TILE_M * depth, "linear", "(M + 128) * K")

@@ -62,6 +62,36 @@ def linear(
     return _custom("whisper_linear_residual", [x, weight, bias, residual], [out], gelu=gelu)[0]
 
 
+def norm_linear(
+    x: TensorValue,
+    gamma: TensorValue,
+    beta: TensorValue,
+    weight: TensorValue,
+    bias: TensorValue,
+    *,
+    gelu: bool = False,
+    epsilon: float = 1e-5,
+) -> TensorValue:
+    """Linear layer of the layer norm of x: f(norm(x) W^T + b), in one launch on a GPU where there are few rows.
+
+    Args:
+        x: (..., K).
+        gamma: (K), scale of the norm.
+        beta: (K), shift of the norm.
+        weight: (N, K), packed by `packing.pack_linear`.
+        bias: (N).
+        gelu: Whether f is GELU (erf form) instead of the identity.
+        epsilon: Added to the variance.
+
+    Returns:
+        (..., N), the dtype of x.
+    """
+    if x.device.is_cpu():
+        return linear(layer_norm(x, gamma, beta, epsilon=epsilon), weight, bias, gelu=gelu)
+    out = _like(x, [*x.shape[:-1], bias.shape[0]])
+    return _custom("whisper_norm_linear", [x, gamma, beta, weight, bias], [out], gelu=gelu, epsilon=epsilon)[0]
+
+
 def conv1d(
     x: TensorValue, weight: TensorValue, bias: TensorValue, positions: TensorValue | None = None, *, stride: int = 1
 ) -> TensorValue:

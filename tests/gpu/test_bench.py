@@ -17,6 +17,15 @@ def linear(rng, *shape):
     return ops.linear, test_linear.arguments(rng, "f16", *shape), {"gelu": False}, work.linear(*shape)
 
 
+def norm_linear(rng):
+    return (
+        ops.norm_linear,
+        test_linear.normed(rng, "f16", 5, 384, 384),
+        {"gelu": True},
+        work.linear(5, 384, 384, norm=True),
+    )
+
+
 def conv1d(rng):
     launches = work.conv1d(1, 300, 80, 64, stride=1, positions=False)
     return ops.conv1d, test_conv1d.arguments(rng, "f16", 1, 300, 80, 64), {"stride": 1}, launches
@@ -64,7 +73,10 @@ CASES = {
     "linear, many rows": lambda rng: linear(rng, 150, 96, 384),
     "linear, one row": lambda rng: linear(rng, 1, 384, 384),
     "linear, nine rows": lambda rng: linear(rng, 9, 384, 384),
-    **{f.__name__: f for f in (conv1d, layer_norm, self_attention, pack_heads, cached_attention, cross_attention)},
+    **{
+        f.__name__: f
+        for f in (norm_linear, conv1d, layer_norm, self_attention, pack_heads, cached_attention, cross_attention)
+    },
     **{f.__name__: f for f in (greedy, log_mel)},
 }
 

@@ -67,6 +67,7 @@ def cached_attention(rng, length: int) -> None:
 RUNS: dict[str, Callable[[np.random.Generator], None]] = {
     "linear, many rows": lambda rng: linear(rng, 129),
     "linear, few rows": lambda rng: linear(rng, 5),
+    "linear, normalised rows": lambda rng: test_linear.test_of_normalised_rows(rng, "f16", (5, 24, 136)),
     "attention, many queries": lambda rng: attention(rng, 65, 129),
     "attention, one query": lambda rng: attention(rng, 1, 769),
     "cached attention": lambda rng: cached_attention(rng, 5),
@@ -128,7 +129,8 @@ def one_block(at: Instruction) -> Instruction:
 
 FAULTS = {
     "linear, many rows": [no_barrier, no_wait, swapped_fragments, bound_too_far, narrow_store, one_block],
-    "linear, few rows": [no_barrier, no_wait, swapped_fragments, bound_too_far, one_block],
+    "linear, few rows": [no_barrier, swapped_fragments, bound_too_far, one_block],
+    "linear, normalised rows": [no_barrier, swapped_fragments, near_lane, bound_too_far, one_block],
     "attention, many queries": [no_barrier, no_wait, swapped_fragments, near_lane, bound_too_far, one_block],
     "attention, one query": [no_barrier, near_lane, bound_too_far, one_block],
     "cached attention": [no_barrier, near_lane, bound_too_far, narrow_store, one_block],
@@ -136,7 +138,7 @@ FAULTS = {
     "layer norm": [near_lane, bound_too_far, narrow_store, one_block],
     "log-mel": [no_barrier, bound_too_far, one_block],
     "embedding": [bound_too_far, narrow_store, one_block],
-    "greedy": [no_barrier, near_lane, bound_too_far, one_block],
+    "greedy": [no_barrier, no_wait, swapped_fragments, near_lane, bound_too_far, one_block],
 }
 
 SAYS = {no_barrier: "race|nobody wrote", no_wait: "race|nobody wrote", one_block: "race between blocks"}

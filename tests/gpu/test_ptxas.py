@@ -37,7 +37,8 @@ class Limits(NamedTuple):
 # (BFLOAT16), with the same limits. Where shared memory decides how many blocks there are (one has 164, 100 or 228 KB for
 # all), registers may be as many as fit.
 LIMITS = {
-    "linear, few rows": {"f32": Limits((168, 176, 176), 18432), "f16": Limits((96, 96, 96), 46080)},
+    "linear, few rows": {"f32": Limits((128, 128, 128), 20480), "f16": Limits((128, 128, 128), 20480)},
+    "linear, normalised rows": {"f16": Limits((128, 128, 128), 22528)},
     "linear, many rows": {"f32": Limits((168, 255, 168), 49152), "f16": Limits((168, 255, 128), 49152)},
     "convolution": {"f32": Limits((168, 255, 168), 49152), "f16": Limits((168, 255, 128), 49152)},
     "attention, many queries": {"f32": Limits((168, 255, 168), 43008), "f16": Limits((128, 128, 128), 32768)},
@@ -48,17 +49,22 @@ LIMITS = {
     "layer norm, longest row": {"f32": Limits((128, 128, 128), 16384), "f16": Limits((128, 128, 128), 8192)},
     "log-mel": {"f32": Limits((64, 64, 64), 3584), "f16": Limits((64, 64, 64), 3584)},  # and 51264 dynamic
     "embedding": {"f32": Limits((32, 32, 32), 0), "f16": Limits((32, 32, 32), 0)},
-    "vocabulary, one row": {"f32": Limits((64, 64, 64), 6144), "f16": Limits((80, 80, 80), 3584)},
-    "vocabulary, many rows": {"f32": Limits((128, 128, 128), 49152), "f16": Limits((128, 128, 128), 32768)},
+    "vocabulary, one row": {"f32": Limits((64, 64, 64), 5376), "f16": Limits((64, 64, 64), 20736)},
+    "vocabulary, few rows": {"f32": Limits((128, 128, 128), 41216), "f16": Limits((64, 64, 64), 20736)},
+    "vocabulary, many rows": {"f32": Limits((128, 128, 128), 33024), "f16": Limits((64, 64, 64), 41216)},
 }
 
 
-BFLOAT16 = ("attention, one query", "layer norm", "vocabulary, many rows")
+BFLOAT16 = ("linear, normalised rows", "attention, one query", "layer norm", "vocabulary, many rows")
 
 
 def linear(rng, name, rows):
     residual = round_to(name, rng.standard_normal((rows, 16)))
     execute(ops.linear, [*test_linear.arguments(rng, name, rows, 16, 16), residual], gelu=True)
+
+
+def norm_linear(rng, name):
+    execute(ops.norm_linear, test_linear.normed(rng, name, 3, 16, 64), gelu=True)
 
 
 def conv1d(rng, name):
@@ -88,6 +94,7 @@ def vocabulary(rng, name, batch):
 
 CALLS: dict[str, Callable[[np.random.Generator, str], object]] = {
     "linear, few rows": lambda rng, name: linear(rng, name, 3),
+    "linear, normalised rows": norm_linear,
     "linear, many rows": lambda rng, name: linear(rng, name, 17),
     "convolution": conv1d,
     "attention, many queries": lambda rng, name: attention(rng, name, 3, 20),
@@ -99,7 +106,8 @@ CALLS: dict[str, Callable[[np.random.Generator, str], object]] = {
     "log-mel": lambda rng, name: execute(test_log_mel.log_mel, test_log_mel.arguments(rng, name, 1, 400, 0)),
     "embedding": lambda rng, name: execute(ops.embed, test_embed.arguments(rng, name, 1, 2, 8), n_vocab=test_embed.V),
     "vocabulary, one row": lambda rng, name: vocabulary(rng, name, 1),
-    "vocabulary, many rows": lambda rng, name: vocabulary(rng, name, 2),
+    "vocabulary, few rows": lambda rng, name: vocabulary(rng, name, 2),
+    "vocabulary, many rows": lambda rng, name: vocabulary(rng, name, 9),
 }
 
 
@@ -118,7 +126,7 @@ def kernels(family: str, name: str) -> list[str]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("family", "name"),
-    [*((family, name) for family in LIMITS for name in ("f32", "f16")), *((f, "bf16") for f in BFLOAT16)],
+    [*((family, name) for family in LIMITS for name in LIMITS[family]), *((f, "bf16") for f in BFLOAT16)],
 )
 def test_registers_and_memory(family, name, architecture, tmp_path):
     limits = LIMITS[family]["f16" if name == "bf16" else name]

@@ -5,6 +5,7 @@ from std.math import ceildiv
 
 from ...data import Data, require
 from ...gpu.memory import CHUNK, chunk
+from ...gpu.overlap import overlapping
 from ..cpu import HEAD
 from .flash import flash_kernel
 from .heads import PACK_THREADS, pack_heads_kernel
@@ -125,6 +126,7 @@ struct AttentionOnGPU[dtype: DType]:
             parts,
             grid_dim=(splits, matrices),
             block_dim=SPLIT_THREADS,
+            attributes=overlapping(),
         )
         if splits > 1:
             ctx.enqueue_function[combine_kernel[Self.dtype]](
@@ -139,6 +141,7 @@ struct AttentionOnGPU[dtype: DType]:
                 Int32(splits),
                 grid_dim=matrices,
                 block_dim=HEAD,
+                attributes=overlapping(),
             )
 
 

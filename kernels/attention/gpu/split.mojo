@@ -33,6 +33,7 @@ from std.utils import StaticTuple
 
 from ...data import Data
 from ...gpu.memory import chunk, load_chunk, shared_memory, store_chunk
+from ...gpu.overlap import start_next, wait_for_previous
 from ..cpu import HEAD
 from .key_values import EXPONENT, LOWEST, KeyValues, count_stored, find_key_values
 
@@ -116,6 +117,8 @@ def split_kernel[
         split: Keys of one block.
         parts: (B*H, splits, 64) of o, then (B*H, splits, 2) of m and l.
     """
+    start_next()
+    wait_for_previous()
     comptime width = chunk[dtype]()
     comptime lanes = HEAD // width
     comptime groups = SPLIT_THREADS // lanes
@@ -276,6 +279,8 @@ def combine_kernel[
     splits: Int32,
 ):
     """Weighs what the blocks of one head found, on a grid (B*H) of 64 threads; arguments as in `split_kernel`."""
+    start_next()
+    wait_for_previous()
     var matrix = Int32(block_idx.x)
     var thread = Int32(thread_idx.x)
     var keys = count_stored(matrix // heads, capacity, added, past, stored) + added

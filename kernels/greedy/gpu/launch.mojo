@@ -4,21 +4,19 @@ from max.gpu.host import DeviceBuffer, DeviceContext
 from std.math import ceildiv
 
 from ...data import Data
+from ...gpu.overlap import overlapping
 from .logits import THREADS, TOKENS, logits_kernel
 from .pick import pick_kernel, probability_kernel, softmax_kernel
-from .softmax import Question
+from .softmax import MERGING_THREADS, Question
 
 comptime MAX_DEPTH = 1280
 """Largest D: that of Whisper's largest models."""
 
-comptime SHALLOW = 512
-"""Depth up to which shared memory holds MAX_ROWS rows."""
-
 comptime MAX_ROWS = 16
 """Most rows that one reading of the vocabulary serves."""
 
-comptime MERGING_THREADS = 64
-"""Threads of a block that merges: a whole wavefront; where a warp has 32 lanes, two do the same."""
+comptime FEW_ROWS = 8
+"""Rows of one tensor-core instruction; so many there is shared memory for, whatever the depth and dtype."""
 
 
 @fieldwise_init
@@ -61,6 +59,7 @@ struct VocabularyOnGPU[dtype: DType](TrivialRegisterPassable):
                 Int32(blocks),
                 grid_dim=rows,
                 block_dim=MERGING_THREADS,
+                attributes=overlapping(),
             )
 
     def enqueue_probability(self, probabilities: Data[DType.float32], token: Int, ctx: DeviceContext) raises:
@@ -79,6 +78,7 @@ struct VocabularyOnGPU[dtype: DType](TrivialRegisterPassable):
                 Int32(blocks),
                 grid_dim=rows,
                 block_dim=MERGING_THREADS,
+                attributes=overlapping(),
             )
 
     def enqueue_logits(self, output: Data[DType.float32], ctx: DeviceContext) raises:
@@ -99,18 +99,22 @@ struct VocabularyOnGPU[dtype: DType](TrivialRegisterPassable):
                     Int32(self.tokens),
                     grid_dim=ceildiv(self.tokens, TOKENS),
                     block_dim=THREADS,
+                    attributes=overlapping(),
                 )
 
             if rows == 1:
                 launch[1, MAX_DEPTH]()
-            elif self._group() == MAX_ROWS:
-                launch[MAX_ROWS, SHALLOW]()
+            elif rows <= FEW_ROWS:
+                launch[FEW_ROWS, MAX_DEPTH]()
             else:
-                launch[MAX_ROWS // 2, MAX_DEPTH]()
+                launch[MAX_ROWS, Self.DEPTH_OF_MANY]()
+
+    comptime DEPTH_OF_MANY = MAX_DEPTH if Self.dtype.is_half_float() else 512
+    """Depth up to which shared memory holds MAX_ROWS rows."""
 
     def _group(self) -> Int:
         """Rows that one launch takes."""
-        return MAX_ROWS if self.depth <= SHALLOW else MAX_ROWS // 2
+        return MAX_ROWS if self.depth <= Self.DEPTH_OF_MANY else FEW_ROWS
 
     def _enqueue_softmaxes(
         self, parts: DeviceBuffer[DType.float32], asked: Question, row: Int, rows: Int, ctx: DeviceContext
@@ -132,11 +136,12 @@ struct VocabularyOnGPU[dtype: DType](TrivialRegisterPassable):
                 Int32(self.tokens),
                 grid_dim=ceildiv(self.tokens, TOKENS),
                 block_dim=THREADS,
+                attributes=overlapping(),
             )
 
         if rows == 1:
             launch[1, MAX_DEPTH]()
-        elif self._group() == MAX_ROWS:
-            launch[MAX_ROWS, SHALLOW]()
+        elif rows <= FEW_ROWS:
+            launch[FEW_ROWS, MAX_DEPTH]()
         else:
-            launch[MAX_ROWS // 2, MAX_DEPTH]()
+            launch[MAX_ROWS, Self.DEPTH_OF_MANY]()
