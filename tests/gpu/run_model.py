@@ -60,14 +60,18 @@ def noise() -> np.ndarray:
     return audio[:, :-SILENCE]
 
 
-def run_tiny(model: Any) -> dict[str, np.ndarray]:
-    """Two windows of noise: log-mel, encoder, keys and values, a prompt, tokens one by one, logits."""
+def hear_tiny(model: Any) -> tuple[np.ndarray, Any]:
+    """Two windows of noise: log-mel, and what the encoder makes of it."""
     mel = np.stack([model.log_mel_spectrogram(row, padding=SILENCE) for row in noise()])
-    features = model.embed_audio(mel)
+    return mel, model.embed_audio(mel)
+
+
+def decode_tiny(model: Any, mel: np.ndarray, features: Any, steps: int = STEPS) -> dict[str, np.ndarray]:
+    """What was heard, and with a new decoder a prompt, tokens one by one, logits."""
     decoder = model.new_decoder(features)
     rules = np.tile(np.array([0, 0, 0, VOCABULARY], np.int32), (2, 1))
     picks = [decoder.forward(PROMPT, rules, no_speech_at=NO_SPEECH_AT)]
-    for _ in range(STEPS - 1):
+    for _ in range(steps - 1):
         picks.append(decoder.forward(picks[-1].tokens[:, None], rules))
     assert picks[0].no_speech_probs is not None
     return {
@@ -114,7 +118,11 @@ def main(device: str, dtype: str, path: str, *trained: str) -> None:
         )  # its graphs hold PTX: no real GPU's are to be mixed with them
     from max_whisper.model import load_model
 
-    results = run_trained(device, dtype, *trained) if trained else run_tiny(load_model(tiny(), device, dtype))
+    if trained:
+        results = run_trained(device, dtype, *trained)
+    else:
+        model = load_model(tiny(), device, dtype)
+        results = decode_tiny(model, *hear_tiny(model))
     if install.installed and install.installed.faults:
         sys.exit(install.installed.faults[0])
     np.savez(Path(path), allow_pickle=False, **results)

@@ -162,7 +162,8 @@ class Machine:
 
     def each(self, operand: str, kind: str) -> np.ndarray:
         """`value` with an element for every thread."""
-        return np.broadcast_to(self.value(operand, kind), (self.count,))
+        value = self.value(operand, kind)
+        return value if len(value) == self.count else np.broadcast_to(value, (self.count,))
 
     def number(self, operand: str, kind: str) -> np.ndarray:
         """A floating-point operand as numbers; bfloat16 comes as float32."""

@@ -1,6 +1,14 @@
 """Registers: one vector each, with an element for every thread, made when it is first used."""
 
+from functools import cache
+
 import numpy as np
+
+
+@cache
+def _garbage(dtype: np.dtype, count: int) -> np.ndarray:
+    numbers = np.random.default_rng(1).integers(0, 255, count)
+    return (numbers & 1 if dtype.kind == "b" else numbers).astype(dtype)
 
 
 class Registers:
@@ -21,9 +29,7 @@ class Registers:
     def __getitem__(self, name: str) -> np.ndarray:
         vector = self._vectors.get(name)
         if vector is None:
-            dtype = self._declared[name]
-            garbage = np.random.default_rng(1).integers(0, 255, self._count)
-            vector = self._vectors[name] = (garbage & 1 if dtype.kind == "b" else garbage).astype(dtype)
+            vector = self._vectors[name] = _garbage(self._declared[name], self._count).copy()
         return vector
 
     def get(self, name: str) -> np.ndarray | None:
@@ -38,7 +44,8 @@ class Registers:
         elif name in self._vectors:
             self._vectors[name][...] = value
         else:
-            self._vectors[name] = np.array(np.broadcast_to(value, (self._count,)))
+            vector = self._vectors[name] = np.empty(self._count, value.dtype)
+            vector[...] = value
 
     def dtype(self, name: str) -> np.dtype:
         """A register's type."""
