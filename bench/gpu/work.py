@@ -8,6 +8,8 @@ from math import ceil
 
 HEAD = 64
 ELEMENT = 2
+MULTIPROCESSORS = 108
+"""Of the phantom, an A100: `kernels/gpu/matmul.mojo` has other tiles where they are no more than multiprocessors."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,12 @@ def conv1d(batch: int, length: int, channels: int, columns: int, *, stride: int,
 
 
 def _tiles(kernel: str, batch: int, rows: int, columns: int, depth: int, residual: bool, least: float) -> Launch:
-    across, down = ceil(columns / 64), ceil(rows / 128)
+    few = batch * ceil(columns / 64) * ceil(rows / 96) <= MULTIPROCESSORS
+    tile = 96 if few else 128
+    across, down = ceil(columns / 64), ceil(rows / tile)
     ends = rows * columns * (1 + residual) + down * columns
     moved = ELEMENT * batch * (rows * depth * across + columns * depth * down + ends)
-    mma = batch * across * 8 * down * 8 * ceil(depth / 64) * 4
+    mma = batch * across * 8 * down * tile // 16 * ceil(depth / 64) * 4
     return Launch(kernel, batch * across * down, moved, least, mma)
 
 
@@ -75,9 +79,9 @@ def layer_norm(rows: int, columns: int, *, add: bool = False) -> list[Launch]:
 def self_attention(batch: int, heads: int, length: int, *, keys: int | None = None) -> list[Launch]:
     """Of `length` queries over as many keys, or over `keys`."""
     keys = length if keys is None else keys
-    blocks, steps = ceil(length / 64), ceil(keys / 64)
+    blocks, steps = ceil(length / 96), ceil(keys / 64)
     moved, least = (ELEMENT * batch * heads * HEAD * 2 * (length + keys * times) for times in (blocks, 1))
-    return [Launch("attention", batch * heads * blocks, moved, least, batch * heads * blocks * 4 * steps * 64)]
+    return [Launch("attention", batch * heads * blocks, moved, least, batch * heads * blocks * 6 * steps * 64)]
 
 
 def pack_heads(batch: int, heads: int, length: int) -> list[Launch]:

@@ -7,7 +7,7 @@ are loaded and stored at once; otherwise rows of y start anywhere, and elements 
 from std.sys import size_of
 
 from ..data import Data
-from ..math import gelu
+from ..math import gelu, gelu_to_half
 from .memory import chunk
 
 
@@ -77,7 +77,10 @@ struct Epilogue[dtype: DType, apply_gelu: Bool, add_residual: Bool, width: Int =
         """Stores a chunk of y within (rows, columns), whose residual was loaded before."""
         var y = sums + bias
         comptime if Self.apply_gelu:
-            y = gelu(y)
+            comptime if Self.dtype.is_half_float():
+                y = gelu_to_half(y)
+            else:
+                y = gelu(y)
         y += residual
         var at = Int64(row) * Int64(self.columns) + Int64(column)
         var rounded = y.cast[Self.dtype]()

@@ -5,7 +5,7 @@ Shapes: x (M, K), W (N, K), b (N), r and y (M, N), all row-major and of one dtyp
 | M        | bound by                   | body                                                                           |
 | -------- | -------------------------- | ------------------------------------------------------------------------------ |
 | 1 to 16  | reading W, once            | `gpu/few_rows.mojo`: warps of a block share k (decoding: a row a beam)         |
-| from 17  | the multiplications, or L2 | `gpu/matmul.mojo`: tiles of 128 x 64 in shared memory (encoder: 1500 rows each) |
+| from 17  | the multiplications, or L2 | `gpu/matmul.mojo`: tiles in shared memory (encoder: 1500 rows a window)         |
 
 With M rows W is used M times: at 2*M operations for 2 bytes a GPU that does 150 operations in the time of one byte (A100: 312
 TFLOP/s over 2 TB/s) is bound by memory up to M = 150; between 17 and there the tile's idle rows cost nothing that matters.

@@ -16,13 +16,14 @@ for name in DTYPES:
     prepare(ops.linear, f"{name}[2] {name}[2] {name}[1] {name}[2]", gelu=True)
     prepare(ops.norm_linear, f"{name}[2] {name}[1] {name}[1] {name}[2] {name}[1]", gelu=True)
 
-# M around the border of the two bodies (16), one less and one more than a warp's and a block's tile (64, 128); K and N
-# whole and with tails: N odd, N not a multiple of 8, K shorter and longer than a step (64, 32).
-ROWS = [1, 2, 5, 8, 9, 16, 17, 63, 64, 65, 129]
+# M around the border of the two bodies (16), one less and one more than a warp's and a block's tile (48, 96; 64, 128); K
+# and N whole and with tails: N odd, N not a multiple of 8, K shorter and longer than a step (64, 32).
+ROWS = [1, 2, 5, 8, 9, 16, 17, 47, 48, 49, 63, 64, 65, 95, 97, 129]
 SHAPES = [
     *[(rows, 72, 136) for rows in ROWS],
     *[(rows, columns, depth) for rows in (3, 19) for columns, depth in [(1, 8), (65, 64), (17, 24), (128, 200)]],
     (1500, 64, 64),
+    (129, 64 * 55 - 5, 136),  # more tiles than the phantom has multiprocessors: a block has one group of threads
 ]
 
 
@@ -103,16 +104,18 @@ def test_refuses(rng, change, message):
 
 
 @pytest.mark.parametrize("name", ["f16", "bf16"])
-@pytest.mark.parametrize(("rows", "columns", "depth"), [(256, 128, 384), (150, 96, 128)])
+@pytest.mark.parametrize(("rows", "columns", "depth"), [(256, 128, 384), (150, 96, 192), (128, 64 * 109, 128)])
 def test_moves_what_the_tiling_implies(rng, name, rows, columns, depth):
-    """A is read once for each 64 columns, W once for each 128 rows; tensor cores do no more than padding asks for."""
+    """A is read once for each 64 columns, W once for each 96 rows where there are few tiles, for each 128 where there are
+    many; tensor cores do no more than padding asks for."""
     launch = counted(ops.linear, arguments(rng, name, rows, columns, depth), gelu=False)
-    across, down = -(-columns // 64), -(-rows // 128)
+    tile = 96 if columns < 6000 else 128
+    across, down = -(-columns // 64), -(-rows // tile)
     assert launch.moved <= 1.25 * 2 * (rows * depth * across + columns * depth * down + rows * columns)
     assert launch.bank_conflicts == 0
     assert 32 * launch.sectors_read <= 1.01 * launch.global_read
     assert 32 * launch.sectors_written == launch.global_written
-    assert launch.tensor_core == across * 8 * down * 8 * -(-depth // 64) * 4
+    assert launch.tensor_core == across * 8 * down * tile // 16 * -(-depth // 64) * 4
 
 
 DECODING = [(1, 384, 384), (2, 384, 384), (5, 384, 384), (8, 384, 384), (16, 384, 384), (2, 64, 1536), (5, 64, 2560)]

@@ -68,7 +68,7 @@ RUNS: dict[str, Callable[[np.random.Generator], None]] = {
     "linear, many rows": lambda rng: linear(rng, 129),
     "linear, few rows": lambda rng: linear(rng, 5),
     "linear, normalised rows": lambda rng: test_linear.test_of_normalised_rows(rng, "f16", (5, 24, 136)),
-    "attention, many queries": lambda rng: attention(rng, 65, 129),
+    "attention, many queries": lambda rng: attention(rng, 97, 129),
     "attention, one query": lambda rng: attention(rng, 1, 769),
     "cached attention": lambda rng: cached_attention(rng, 5),
     "convolution": conv1d,

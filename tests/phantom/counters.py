@@ -18,6 +18,7 @@ class Counters:
         kernel: Its name.
         grid: Blocks in x, y, z.
         block: Threads in x, y, z.
+        dynamic_shared: Bytes of shared memory that the launch asked for.
         instructions: Warp instructions by opcode.
         global_read: Bytes that threads asked for, cp.async included.
         global_written: Bytes that threads wrote.
@@ -33,6 +34,7 @@ class Counters:
     kernel: str
     grid: tuple[int, ...]
     block: tuple[int, ...]
+    dynamic_shared: int = 0
     instructions: dict[str, int] = field(default_factory=dict)
     global_read: int = 0
     global_written: int = 0

@@ -99,7 +99,7 @@ def launch(
         if variable.space == "global":
             variables[variable.name] = memory.allocate(variable.size)
             memory.write(variables[variable.name], variable.data)
-    counters = Counters(kernel.name, grid, block)
+    counters = Counters(kernel.name, grid, block, dynamic_shared)
     together = max(1, THREADS_TOGETHER // int(np.prod(block)))
     blocks = np.arange(np.prod(grid)) if options.only_block is None else np.array([options.only_block])
     if blocks[-1] >= np.prod(grid) or (options.trace or 0) >= np.prod(block):

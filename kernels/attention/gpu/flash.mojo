@@ -1,33 +1,38 @@
 """Attention of many queries: the kernel's entry, and the one place that chooses its body.
 
-    grid (ceil(T/64), B*H), 128 threads a block      queries 64 x .. 64 x + 63 of head y % H of batch row y / H
+| body                     | for                               | queries of a block | threads of a block |
+| ------------------------ | --------------------------------- | ------------------ | ------------------ |
+| `flash_tensor_core.mojo` | NVIDIA; float16, bfloat16         | 96                 | 192 or 384         |
+| `flash_simd.mojo`        | float32; AMD's processors so far  | 64                 | 128                |
 
-NVIDIA's tensor cores serve 16-bit numbers (`flash_tensor_core.mojo`); float32, and AMD's processors so far, take the body of
-plain multiplications (`flash_simd.mojo`). Both follow FlashAttention-2 and use the same blocks, so that a launch does not
-need to know.
+Both follow FlashAttention-2. Block (x, y) has the x-th so many queries of head y % H of batch row y / H.
 """
 
 from max.gpu import MAX_THREADS_PER_BLOCK_METADATA, block_idx
-from std.sys import is_nvidia_gpu
 from std.utils import StaticTuple
 
 from ...data import Data
 from ..cpu import HEAD
-from .flash_simd import flash_simd
-from .flash_tensor_core import flash_tensor_core
-from .key_values import QUERIES, THREADS, find_key_values
+from . import flash_simd, flash_tensor_core
+from .key_values import find_key_values
 
-comptime TENSOR_CORE_BLOCKS = 4
-"""Blocks that a multiprocessor shall hold at once. Told as a block of so many times the threads, it bounds their registers."""
+comptime PLAIN = 0
+"""In place of a number of groups: the body of plain multiplications."""
+
+comptime QUERIES[groups: Int] = flash_simd.QUERIES if groups == PLAIN else flash_tensor_core.QUERIES
+"""Queries of a block."""
+
+comptime THREADS[groups: Int] = flash_simd.THREADS if groups == PLAIN else groups * flash_tensor_core.THREADS
+"""Threads of a block."""
 
 
 @__llvm_metadata(
     MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](
-        Int32(THREADS * TENSOR_CORE_BLOCKS if dtype.is_half_float() else THREADS)
+        Int32(flash_simd.THREADS if groups == PLAIN else 2 * flash_tensor_core.THREADS)  # bounds their registers
     )
 )
 def flash_kernel[
-    dtype: DType
+    dtype: DType, groups: Int
 ](
     output: Data[dtype],
     queries: Data[dtype],
@@ -43,10 +48,11 @@ def flash_kernel[
     heads: Int32,
     length: Int32,
 ):
-    """Attention of 64 queries of one head; causal, and new keys go to the cache as well, if `stored` is negative.
+    """Attention of some queries of one head; causal, and new keys go to the cache as well, if `stored` is negative.
 
     Parameters:
         dtype: Of all operands.
+        groups: Groups of warps that take blocks of keys in turn, or PLAIN.
 
     Args:
         output: (B, T, H*64).
@@ -67,14 +73,16 @@ def flash_kernel[
     var head = Int32(block_idx.y) - batch_row * heads
     var causal = stored < 0
     var source = find_key_values(batch_row, head, heads, keys, values, capacity, rows, row_stride, added, past, stored)
-    var first = Int32(block_idx.x) * QUERIES
-    var last = min(first + QUERIES, length)
+    var first = Int32(block_idx.x) * Int32(QUERIES[groups])
+    var last = min(first + Int32(QUERIES[groups]), length)
     var end = source.stored + last if causal else source.total
     var q = queries.unsafe_offset(Int(batch_row) * Int(length) * Int(query_stride) + Int(head) * HEAD)
     var o = output.unsafe_offset((Int(batch_row) * Int(length) * Int(heads) + Int(head)) * HEAD)
-    comptime if is_nvidia_gpu() and dtype.is_half_float():
-        flash_tensor_core(o, heads * Int32(HEAD), q, query_stride, source, first, last, end, causal)
+    comptime if groups > PLAIN:
+        flash_tensor_core.attend[dtype, groups](
+            o, heads * Int32(HEAD), q, query_stride, source, first, last, end, causal
+        )
     else:
-        flash_simd(o, heads * Int32(HEAD), q, query_stride, source, first, last, end, causal)
+        flash_simd.attend(o, heads * Int32(HEAD), q, query_stride, source, first, last, end, causal)
     if causal:
-        source.append(first, last)
+        source.append[THREADS[groups]](first, last)

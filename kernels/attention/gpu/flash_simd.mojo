@@ -26,7 +26,13 @@ from std.sys import size_of
 from ...data import Data
 from ...gpu.memory import shared_memory
 from ..cpu import HEAD
-from .key_values import EXPONENT, LOWEST, QUERIES, THREADS, KeyValues
+from .key_values import EXPONENT, LOWEST, KeyValues
+
+comptime QUERIES = 64
+"""Queries of one block of threads."""
+
+comptime THREADS = 128
+"""Threads of one block."""
 
 comptime STEP = 32
 """Keys of one step."""
@@ -52,7 +58,7 @@ comptime Four = SIMD[DType.float32, CHUNK]
 
 
 @always_inline
-def flash_simd[
+def attend[
     dtype: DType
 ](
     output: Data[dtype],

@@ -8,15 +8,6 @@ from ...data import Data
 from ...gpu.memory import chunk, load_chunk, store_chunk
 from ..cpu import HEAD
 
-comptime QUERIES = 64
-"""Queries of one block of threads."""
-
-comptime KEYS = 64
-"""Keys of one step of the online softmax."""
-
-comptime THREADS = 128
-"""Threads of one block: four warps of 16 queries."""
-
 comptime EXPONENT = Float32(0.125 * 1.4426950408889634)
 """The factor log2(e) / sqrt(HEAD): exp(s / 8) = exp2(s * EXPONENT)."""
 
@@ -86,15 +77,18 @@ struct KeyValues[dtype: DType](TrivialRegisterPassable):
         return KeyBlock(key, key.unsafe_offset(self.width), self.row_stride, number, end - number)
 
     @always_inline
-    def append(self, first: Int32, last: Int32):
-        """Copies new keys and values into the cache, behind the stored ones; called by the `THREADS` threads of a block.
+    def append[threads: Int](self, first: Int32, last: Int32):
+        """Copies new keys and values into the cache, behind the stored ones; called by the threads of a block.
+
+        Parameters:
+            threads: How many they are.
 
         Args:
             first: The first of the new keys to be copied.
             last: One behind the last.
         """
         comptime in_key = Int32(HEAD // chunk[Self.dtype]())
-        for i in range(Int32(thread_idx.x), (last - first) * in_key, Int32(THREADS)):
+        for i in range(Int32(thread_idx.x), (last - first) * in_key, Int32(threads)):
             var t = first + i // in_key
             var column = i % in_key * Int32(chunk[Self.dtype]())
             var at = Int(t * self.row_stride + column)

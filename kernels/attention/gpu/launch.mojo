@@ -1,15 +1,15 @@
 """Launches of the attention kernels: which kernel serves which shape."""
 
-from max.gpu.host import DeviceContext
+from max.gpu.host import DeviceAttribute, DeviceContext, FuncAttribute
 from std.math import ceildiv
 
 from ...data import Data, require
 from ...gpu.memory import CHUNK, chunk
 from ...gpu.overlap import overlapping
 from ..cpu import HEAD
-from .flash import flash_kernel
+from . import flash_tensor_core
+from .flash import PLAIN, QUERIES, THREADS, flash_kernel
 from .heads import PACK_THREADS, pack_heads_kernel
-from .key_values import QUERIES, THREADS
 from .split import SPLIT_THREADS, combine_kernel, split_kernel
 
 comptime UNSPLIT = 512
@@ -83,8 +83,19 @@ struct AttentionOnGPU[dtype: DType]:
         _require_chunks(self.rows, self.row_stride, "attention", "the rows of new keys")
 
     def _enqueue_flash(self, ctx: DeviceContext) raises:
+        comptime if DeviceContext.default_device_info.api == "cuda" and Self.dtype.is_half_float():
+            var blocks = ceildiv(self.length, QUERIES[1]) * self.batch * self.heads
+            if blocks <= ctx.get_attribute(DeviceAttribute.MULTIPROCESSOR_COUNT):
+                self._launch_flash[2](ctx)
+            else:
+                self._launch_flash[1](ctx)
+        else:
+            self._launch_flash[PLAIN](ctx)
+
+    def _launch_flash[groups: Int](self, ctx: DeviceContext) raises:
+        comptime BYTES = groups * flash_tensor_core.GROUP_BYTES
         var past = self.past.or_else(self.output.unsafe_bitcast[Int32]())
-        ctx.enqueue_function[flash_kernel[Self.dtype]](
+        ctx.enqueue_function[flash_kernel[Self.dtype, groups]](
             self.output,
             self.queries,
             Int32(self.query_stride),
@@ -98,8 +109,10 @@ struct AttentionOnGPU[dtype: DType]:
             FROM_PAST if self.past else Int32(self.capacity),
             Int32(self.heads),
             Int32(self.length),
-            grid_dim=(ceildiv(self.length, QUERIES), self.batch * self.heads),
-            block_dim=THREADS,
+            grid_dim=(ceildiv(self.length, QUERIES[groups]), self.batch * self.heads),
+            block_dim=THREADS[groups],
+            shared_mem_bytes=BYTES,
+            func_attribute=FuncAttribute.MAX_DYNAMIC_SHARED_SIZE_BYTES(UInt32(BYTES)),
         )
 
     def _enqueue_split(self, ctx: DeviceContext) raises:
