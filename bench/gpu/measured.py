@@ -32,8 +32,10 @@ of {measure.REPLAYS} replays each, ours and MAX's in turns. Operands that fit in
 
 ## Ours and MAX's built-in ops
 
-{options.dtype}; sizes are tiny.en's. "Least" is what the published rates of memory and tensor cores allow; an empty launch
-takes about 1.5 us. MAX's graphs stand in `bench/gpu/builtin.py`.
+{options.dtype}; sizes are tiny.en's. "Least" is what the published rates of memory and tensor cores allow. A replay of
+a single launch takes about 5 us, whatever it does: the graphs below, in which launches follow each other, say more about
+short kernels. Log-mel is executed, not replayed: it takes an argument on the host, and its time is the CPU's.
+MAX's graphs stand in `bench/gpu/builtin.py`.
 
 {kernels}
 
