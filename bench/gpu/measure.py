@@ -1,6 +1,6 @@
 """Times on a real GPU, by the device's own events: both legs of every case, tiny.en's graphs, a recording.
 
-What is timed is captured into a device graph and replayed, so that no launch waits for the CPU; but a replay of its own takes
+What is timed is captured into a device graph and replayed, so that no launch waits for the CPU; but a replay itself takes
 about 5 us on an H200, which is what a single shorter kernel shows.
 """
 

@@ -18,11 +18,11 @@ from bench.gpu import work
 from bench.gpu.peaks import INTAKE, ISSUE, MMA, Gpu
 from bench.gpu.work import HEAD, Launch
 
-LAUNCH = 2.5e-6
-"""Seconds that a launch is assumed to take. As long as kernels take less, a GPU waits for the CPU that launches them."""
+LAUNCH = 1.5e-6
+"""Seconds of a launch that does nothing, in a captured graph on an H200 (docs/gpu_measured.md)."""
 
-STEP = 70e-6
-"""Seconds around a step: 50 us in Python (CONTRIBUTING.md, "Measured facts"), 20 us assumed for the copy of a token."""
+STEP = 95e-6
+"""Seconds around a step, measured on an H200's host: copies of arguments and results, and Python."""
 
 SPEECH, TOKENS, WINDOW = 161.5, 544, 30.0
 """The original project's recording, seconds; tokens in it, timestamps included, at the rate of tests/golden's long.flac

@@ -238,8 +238,8 @@ What the kernels' headers say, over what was counted. They carry the counts from
 
 {(model.__doc__ or "").partition(chr(10) * 2)[2].rstrip()}
 
-LAUNCH is {1e6 * model.LAUNCH:.1f} us, an assumption. An H100's tensor cores reach the published rate with instructions that
-sm_80 does not have; with `mma` it is less.
+LAUNCH is {1e6 * model.LAUNCH:.1f} us, as [measured on an H200](gpu_measured.md). An H100's tensor cores reach the published
+rate with instructions that sm_80 does not have; with `mma` it is less.
 
 {_peaks()}
 
