@@ -151,7 +151,7 @@ def _few_rows() -> str:
         shapes[f"{4 * width} -> {width}"] = width, 4 * width
         for name, (columns, depth) in shapes.items():
             launches = [work.linear(m, columns, depth)[0] for m in (1, 2, 5, 8, 16)]
-            rows.append([size, name, launches[0].blocks, *(f"{x.moved / x.least:.2f}" for x in launches)])
+            rows.append([size, name, str(launches[0].blocks), *(f"{x.moved / x.least:.2f}" for x in launches)])
     return table("model | shape | blocks | 1 row | 2 | 5 | 8 | 16", rows)
 
 
