@@ -212,7 +212,7 @@ def _page(results: Sequence[Result]) -> str:
     instructions = instructions_per_unit(results)
     return f"""# Our GPU kernels and MAX's: counts, and a model of time
 
-`python -m bench.gpu` (`make bench-gpu`) writes this page. No number in it comes from a clock: counts are those of the
+`python -m bench.gpu` (`make bench-gpu`) writes this page. Counts are those of the
 [phantom GPU](../tests/phantom/README.md), times are a model's. With a GPU, the same command times both legs with the
 device's events: [what an H200 takes](gpu_measured.md).
 
