@@ -26,10 +26,14 @@ arXiv:1805.02867.
 
 from std.math import ceildiv
 
-from ..cpu.threads import share
+from ..cpu.operand import MULTIPLIES_BFLOAT16
+from ..cpu.threads import Workers
 from ..cpu.tile import PANEL, WIDTH
 from ..data import Data
+from .pairs import Pairs, pair_cache
 from .strip import HEAD, StripSoftmax
+from .strip_bfloat16 import Bfloat16Strips
+from .strip_float32 import Float32Strips
 
 
 @fieldwise_init
@@ -51,11 +55,15 @@ struct Attention[Strips: StripSoftmax]:
     var heads: Int
     var length: Int
 
-    def run[causal: Bool](self):
+    def run[W: Workers, //, causal: Bool](self, workers: W):
         """Computes all rows and heads on all threads.
 
         Parameters:
+            W: The kind of threads.
             causal: Whether query t of row b sees `past[b] + t + 1` keys instead of `capacity`.
+
+        Args:
+            workers: The threads.
         """
         var blocks = ceildiv(self.length, Self.Strips.query_block)
 
@@ -69,7 +77,7 @@ struct Attention[Strips: StripSoftmax]:
                 self.block[causal](strips, matrix // self.heads, matrix % self.heads, first, count)
             strips.end()
 
-        share(some_blocks, self.batch * self.heads * blocks)
+        workers.share(some_blocks, self.batch * self.heads * blocks)
 
     def block[causal: Bool](self, mut strips: Self.Strips, row: Int, head: Int, first: Int, count: Int):
         """Computes some queries of one head: all blocks of keys, then the division by l.
@@ -106,3 +114,65 @@ struct Attention[Strips: StripSoftmax]:
             var inverse = 1 / strips.total(i)
             for j in range(0, HEAD, WIDTH):
                 o.unsafe_store(j, (strips.sums(i).unsafe_load[width=WIDTH](j) * inverse).cast[Self.Strips.dtype]())
+
+
+def attend[
+    dtype: DType, cache_type: DType, W: Workers, //
+](
+    output: Data[dtype],
+    queries: Data[dtype],
+    query_stride: Int,
+    keys: Data[cache_type],
+    values: Data[cache_type],
+    capacity: Int,
+    batch: Int,
+    heads: Int,
+    length: Int,
+    pairs: Pairs,
+    workers: W,
+):
+    """Attention over all keys, by the body that is fastest for the queries there are.
+
+    Keys and values of float16 belong to models whose weights are rounded (`max_whisper/packed.py`): on a CPU that multiplies
+    bfloat16, many queries over them are multiplied as pairs of it.
+
+    Args:
+        output: `batch x length x heads * 64`.
+        queries: `batch x length` rows.
+        query_stride: Elements from one row to the next.
+        keys: (batch, heads, ceil(capacity/16), 64, 16).
+        values: (batch, heads, capacity, 64).
+        capacity: Keys of a head.
+        batch: B.
+        heads: H.
+        length: T.
+        pairs: Room for these keys and values.
+        workers: The threads.
+    """
+    comptime if dtype == DType.float32 and cache_type == DType.float16 and MULTIPLIES_BFLOAT16:
+        if pairs.wanted:
+            pair_cache(
+                pairs.keys,
+                pairs.values,
+                keys.unsafe_bitcast[Float16](),
+                values.unsafe_bitcast[Float16](),
+                batch * heads,
+                capacity,
+                workers,
+            )
+            Attention[Bfloat16Strips](
+                output.unsafe_bitcast[Float32](),
+                queries.unsafe_bitcast[Float32](),
+                query_stride,
+                pairs.keys,
+                pairs.values,
+                capacity,
+                None,
+                batch,
+                heads,
+                length,
+            ).run[causal=False](workers)
+            return
+    Attention[Float32Strips[dtype, cache_type]](
+        output, queries, query_stride, keys, values, capacity, None, batch, heads, length
+    ).run[causal=False](workers)

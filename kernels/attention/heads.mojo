@@ -10,14 +10,14 @@ Row t of batch row b becomes key and value number `past[b] + t`. Cost: no arithm
 
 from std.math import ceildiv
 
-from ..cpu.threads import share
+from ..cpu.threads import Workers
 from ..cpu.tile import PANEL
 from ..data import Data
 from .strip import HEAD
 
 
 def store_heads[
-    dtype: DType, cache_type: DType, //
+    dtype: DType, cache_type: DType, W: Workers, //
 ](
     keys: Data[cache_type],
     values: Data[cache_type],
@@ -28,6 +28,7 @@ def store_heads[
     batch: Int,
     heads: Int,
     length: Int,
+    workers: W,
 ):
     """Scatters `length` rows per batch row into keys and values.
 
@@ -41,6 +42,7 @@ def store_heads[
         batch: B.
         heads: H.
         length: T.
+        workers: The threads.
     """
     var width = heads * HEAD
 
@@ -65,4 +67,4 @@ def store_heads[
                     for j in range(HEAD):
                         k[unsafe_offset=(s // PANEL * HEAD + j) * PANEL + s % PANEL] = 0
 
-    share(some_heads, batch * heads)
+    workers.share(some_heads, batch * heads)

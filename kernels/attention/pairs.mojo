@@ -10,9 +10,10 @@ Cost: no arithmetic but rounding; 4 or 2 bytes read and 2 written for each of 2*
 
 from std.math import ceildiv
 from std.memory import bitcast
+from std.memory.alloc import unsafe_alloc
 
-from ..cpu.operand import round_bfloat16
-from ..cpu.threads import share
+from ..cpu.operand import MULTIPLIES_BFLOAT16, round_bfloat16
+from ..cpu.threads import ForkJoin, Workers
 from ..cpu.tile import PANEL
 from ..data import Data
 from .strip import HEAD
@@ -49,7 +50,7 @@ def pair_rows(
         for task in range(begin, end):
             pair_rows_of_group(keys, values, rows, row_stride, heads, length, task // groups, task % groups)
 
-    share(some_groups, batch * heads * groups)
+    ForkJoin().share(some_groups, batch * heads * groups)
 
 
 def pair_rows_of_group(
@@ -122,13 +123,51 @@ def _store_values[
             panels.unsafe_store(j // PANEL * panel_stride + row * PANEL, words)
 
 
-def pair_cache(
+comptime MANY_QUERIES = 64
+"""Queries from which on keys and values of float16, which were rounded once, are rounded to pairs of bfloat16: their products
+then take a tenth of the time, and rounding that of a few queries."""
+
+
+struct Pairs(TrivialRegisterPassable):
+    """Room for a cache's keys and values in pairs, where they are worth it: on a CPU that multiplies bfloat16."""
+
+    var keys: Data[DType.bfloat16]
+    """(matrices, ceil(length/16), 32, 32)."""
+    var values: Data[DType.bfloat16]
+    """(matrices, 4, 16*ceil(length/32), 32)."""
+    var wanted: Bool
+    """Whether there is any."""
+
+    def __init__(out self, cache_type: DType, matrices: Int, capacity: Int, queries: Int):
+        """Takes room; `free` is to be called.
+
+        Args:
+            cache_type: Of the cache.
+            matrices: Batch rows times heads.
+            capacity: Keys and values of each.
+            queries: Of each.
+        """
+        self.wanted = MULTIPLIES_BFLOAT16 and cache_type == DType.float16 and queries >= MANY_QUERIES
+        var size = matrices * ceildiv(capacity, KEY_GROUP) * KEY_GROUP * HEAD if self.wanted else 0
+        self.keys = unsafe_alloc[BFloat16](size, alignment=64)
+        self.values = unsafe_alloc[BFloat16](size, alignment=64)
+
+    def free(self):
+        """Gives it back."""
+        self.keys.unsafe_free()
+        self.values.unsafe_free()
+
+
+def pair_cache[
+    W: Workers, //
+](
     keys: Data[DType.bfloat16],
     values: Data[DType.bfloat16],
     cached_keys: Data[DType.float16],
     cached_values: Data[DType.float16],
     matrices: Int,
     length: Int,
+    workers: W,
 ):
     """Rounds keys and values of float16 to pairs, on all threads.
 
@@ -139,6 +178,7 @@ def pair_cache(
         cached_values: (matrices, length, 64).
         matrices: Batch rows times heads.
         length: Keys and values of each.
+        workers: The threads.
     """
     var groups = ceildiv(length, KEY_GROUP)
 
@@ -147,7 +187,7 @@ def pair_cache(
         for task in range(begin, end):
             pair_cache_of_group(keys, values, cached_keys, cached_values, length, task // groups, task % groups)
 
-    share(some_groups, matrices * groups)
+    workers.share(some_groups, matrices * groups)
 
 
 def pair_cache_of_group(

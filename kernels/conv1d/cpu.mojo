@@ -21,6 +21,7 @@ from std.memory import stack_allocation
 
 from ..cpu.epilogue import Epilogue
 from ..cpu.matmul import multiply
+from ..cpu.threads import ForkJoin
 from ..data import Data
 from ..math import gelu
 
@@ -91,6 +92,7 @@ def convolve[
             epilogue.columns,
             depth,
             epilogue.from_row(1),
+            ForkJoin(),
         )
 
 
@@ -119,5 +121,6 @@ def _edge_row[
         epilogue.columns,
         TAPS * channels,
         epilogue.from_row(row),
+        ForkJoin(),
     )
     _ = taps^  # lives until the product has read it

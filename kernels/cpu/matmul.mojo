@@ -29,7 +29,7 @@ from .narrow import multiply_dots
 from .narrow_amx import multiply_amx
 from .operand import AMX, DEEPEST, operand_type
 from .split_amx import multiply_split
-from .threads import TURNS, share, worker_count
+from .threads import TURNS, Workers, worker_count
 from .tile import (
     MOST_PANELS,
     PANEL,
@@ -181,8 +181,8 @@ def multiply_block[
 
 
 def multiply[
-    a_type: DType, b_type: DType, E: Epilogue, //
-](a: Data[a_type], a_stride: Int, b: Data[b_type], rows: Int, columns: Int, depth: Int, epilogue: E,):
+    a_type: DType, b_type: DType, E: Epilogue, W: Workers, //
+](a: Data[a_type], a_stride: Int, b: Data[b_type], rows: Int, columns: Int, depth: Int, epilogue: E, workers: W):
     """Computes the whole product on all threads.
 
     Args:
@@ -193,6 +193,7 @@ def multiply[
         columns: N.
         depth: K.
         epilogue: Receives every sum once.
+        workers: The threads.
     """
     var panels = ceildiv(columns, PANEL)
     if rows >= 8 * ROWS * worker_count():
@@ -227,11 +228,11 @@ def multiply[
                     epilogue,
                 )
 
-        share(some_pieces, heights * widths, turns=heights * widths)
+        workers.share(some_pieces, heights * widths, turns=heights * widths)
     else:
 
         @always_inline
         def some_panels(begin: Int, end: Int) {imm}:
             multiply_block(a, a_stride, b, depth, 0, rows, begin, end, columns, epilogue)
 
-        share(some_panels, panels, turns=1)  # one row is done in 20 us, or is rounded anew for every range
+        workers.share(some_panels, panels, turns=1)  # one row is done in 20 us, or is rounded anew for every range

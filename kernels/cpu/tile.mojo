@@ -36,6 +36,7 @@ from std.collections import Array
 from std.math import ceildiv
 from std.memory import bitcast
 from std.sys import CompilationTarget, simd_width_of, size_of
+from std.sys.intrinsics import PrefetchOptions, prefetch
 
 from ..data import Data
 
@@ -176,6 +177,7 @@ def _multiply_tile[
     depth: Int,
     c: Data[DType.float32],
     c_stride: Int,
+    ahead: Int,
 ):
     comptime G = group[b_type]
     comptime columns = panels * VECTORS
@@ -212,6 +214,11 @@ def _multiply_tile[
 
     var whole = depth // G * G
     for k in range(0, whole, G):
+        comptime if rows == 1 and b_type == DType.float16:
+            comptime for panel in range(panels):
+                prefetch[PrefetchOptions().for_read().high_locality().to_data_cache()](
+                    first.unsafe_offset(panel * b_panel_stride + k // G * b_row_stride + ahead)
+                )
         add_row[G](k)
     comptime for rest in range(1, G):
         if depth - whole == rest:
@@ -265,6 +272,7 @@ def multiply_tile[
     comptime for r in range(1, ROWS + 1):
         if rows == r:
             comptime together = tile_panels(r)
+            var ahead = together * b_panel_stride if b_row_stride == row_size[b_type] else 64 * b_row_stride
             var panel = 0
             while panel + together <= panels:
                 _multiply_tile[r, together](
@@ -276,6 +284,7 @@ def multiply_tile[
                     depth,
                     c.unsafe_offset(panel * PANEL),
                     c_stride,
+                    ahead,
                 )
                 panel += together
             comptime if together > 1:
@@ -289,5 +298,6 @@ def multiply_tile[
                         depth,
                         c.unsafe_offset(panel * PANEL),
                         c_stride,
+                        ahead,
                     )
                     panel += 1

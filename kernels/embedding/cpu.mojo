@@ -9,7 +9,7 @@ Cost: B*T*D additions; 3*B*T*D elements moved.
 
 from std.sys import size_of
 
-from ..cpu.threads import grain, share
+from ..cpu.threads import ForkJoin, grain
 from ..cpu.tile import WIDTH, widened
 from ..data import Data
 
@@ -52,4 +52,4 @@ def embed[
                 var p = position[unsafe_offset=k].cast[DType.float32]()
                 x[unsafe_offset=k] = (embedding[unsafe_offset=k].cast[DType.float32]() + p).cast[dtype]()
 
-    share(some_tokens, batch * length, grain(depth * (size_of[weight_type]() + 2 * size_of[dtype]())))
+    ForkJoin().share(some_tokens, batch * length, grain(depth * (size_of[weight_type]() + 2 * size_of[dtype]())))

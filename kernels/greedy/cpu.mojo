@@ -39,11 +39,11 @@ from std.memory.alloc import unsafe_alloc
 from std.sys import size_of
 from std.utils.numerics import isfinite, nan
 
-from ..cpu.threads import grain, share
+from ..cpu.threads import ForkJoin, Team, grain, in_team
 from ..cpu.tile import PANEL, WIDTH
 from ..data import Data
 from ..math import exp
-from .screen import GROUP, ROW_BYTES, Screen, screen_rows
+from .screen import Screen
 from .softmax import NO_TOKEN, Filter, Softmax, largest, softmax
 from .states import States
 
@@ -144,7 +144,9 @@ def _softmaxes[
 ](
     states: States,
     vocabulary: Data[dtype],
-    screen: Screen,
+    panels: Data[DType.int8],
+    rotation: Data[DType.float16],
+    groups: Int,
     tokens: Int,
     filters: List[Filter],
     mask: Data[DType.uint8],
@@ -154,7 +156,9 @@ def _softmaxes[
     Args:
         states: The hidden states.
         vocabulary: Rows of `depth`.
-        screen: Of the same vocabulary and states.
+        panels: The vocabulary's screen.
+        rotation: The screen's R and m, packed.
+        groups: Groups of a token in it.
         tokens: V.
         filters: One for each state.
         mask: `tokens`; read only for states whose filter suppresses.
@@ -162,9 +166,10 @@ def _softmaxes[
     Returns:
         The softmaxes of both ranges of each state, indexed `row * 2 + range`.
     """
-    var panels = ceildiv(tokens, PANEL)
-    var chunks = ceildiv(panels, CHUNK)
-    var stride = panels * PANEL
+    var last_panel = ceildiv(tokens, PANEL)
+    var chunks = ceildiv(last_panel, CHUNK)
+    var stride = last_panel * PANEL
+    var screen = Screen(panels, groups, states.count)
     var rough = unsafe_alloc[Float32](states.count * stride, alignment=64)
     var found = unsafe_alloc[Found](states.count * 2 * chunks)
 
@@ -173,7 +178,7 @@ def _softmaxes[
         var bounds = Bounds.allocate()
         for chunk in range(begin, end):
             var first = chunk * COLUMNS
-            var last = min((chunk + 1) * CHUNK, panels)
+            var last = min((chunk + 1) * CHUNK, last_panel)
             screen.rough(chunk * CHUNK, last, rough.unsafe_offset(first), stride)
             for row in range(states.count):
                 var filter = filters[row]
@@ -193,35 +198,40 @@ def _softmaxes[
                     found[unsafe_offset=(row * 2 + which) * chunks + chunk] = part
         bounds.free()
 
-    var work = chunks if states.count > 0 else 0
-    share(look, work, grain(CHUNK * screen_rows(screen.groups) * ROW_BYTES))
-
-    var floors = List[SIMD[DType.float32, 2]](capacity=states.count)
-    for row in range(states.count):
-        floors.append(_floors(filters[row], found.unsafe_offset(row * 2 * chunks), chunks))
-
     @always_inline
-    def read(begin: Int, end: Int) {imm}:
-        var bounds = Bounds.allocate()
-        for chunk in range(begin, end):
-            var first = chunk * COLUMNS
-            for row in range(states.count):
-                for which in range(2):
-                    var place = (row * 2 + which) * chunks + chunk
-                    var floor = floors[row][which]
-                    var filter = filters[row]
-                    var low, size = _range(filter, which, chunk, tokens)
-                    if size <= 0 or not found[unsafe_offset=place].upper.largest >= floor:
-                        continue
-                    var x = rough.unsafe_offset(row * stride + first)
-                    bounds.fill(screen, x, row, first, min(COLUMNS, stride - first))
-                    for token in range(low, low + size):
-                        if bounds.upper[unsafe_offset=token - first] >= floor and filter.allows[1](mask, token):
-                            x[unsafe_offset=token - first] = states.logit(row, vocabulary, token)
-                    found[unsafe_offset=place].softmax = softmax(x.unsafe_offset(low - first), mask, filter, low, size)
-        bounds.free()
+    def member(team: Team) {imm}:
+        screen.turn(states, rotation, team)
+        team.share(look, chunks)
+        var floors = List[SIMD[DType.float32, 2]](capacity=states.count)
+        for row in range(states.count):
+            floors.append(_floors(filters[row], found.unsafe_offset(row * 2 * chunks), chunks))
 
-    share(read, work)
+        @always_inline
+        def read(begin: Int, end: Int) {imm}:
+            var bounds = Bounds.allocate()
+            for chunk in range(begin, end):
+                var first = chunk * COLUMNS
+                for row in range(states.count):
+                    for which in range(2):
+                        var place = (row * 2 + which) * chunks + chunk
+                        var floor = floors[row][which]
+                        var filter = filters[row]
+                        var low, size = _range(filter, which, chunk, tokens)
+                        if size <= 0 or not found[unsafe_offset=place].upper.largest >= floor:
+                            continue
+                        var x = rough.unsafe_offset(row * stride + first)
+                        bounds.fill(screen, x, row, first, min(COLUMNS, stride - first))
+                        for token in range(low, low + size):
+                            if bounds.upper[unsafe_offset=token - first] >= floor and filter.allows[1](mask, token):
+                                x[unsafe_offset=token - first] = states.logit(row, vocabulary, token)
+                        var full = softmax(x.unsafe_offset(low - first), mask, filter, low, size)
+                        found[unsafe_offset=place].softmax = full
+            bounds.free()
+
+        team.share(read, chunks)
+
+    if states.count > 0:
+        in_team(member, 4)
 
     var results = List[Softmax](capacity=states.count * 2)
     for i in range(states.count * 2):
@@ -229,6 +239,7 @@ def _softmaxes[
         for chunk in range(chunks):
             result = result.merge(found[unsafe_offset=i * chunks + chunk].softmax)
         results.append(result)
+    screen.free()
     rough.unsafe_free()
     found.unsafe_free()
     return results^
@@ -293,9 +304,7 @@ def greedy[
             )
         )
     var states = States(hidden, at, batch, length, depth)
-    var looking = Screen(screen, rotation, groups, states)
-    var results = _softmaxes(states, vocabulary, looking, tokens, filters, suppress_mask)
-    looking.free()
+    var results = _softmaxes(states, vocabulary, screen, rotation, groups, tokens, filters, suppress_mask)
     states.free()
     for b in range(batch):
         var text = results[2 * b]
@@ -351,9 +360,8 @@ def token_probability[
     if states.count > 0:
         var everything = Filter(0, SIMD[DType.int32, 2](0), SIMD[DType.int32, 2](Int32(tokens), 0), False)
         var filters = List[Filter](length=states.count, fill=everything)
-        var looking = Screen(screen, rotation, groups, states)
-        var results = _softmaxes(states, vocabulary, looking, tokens, filters, Data[DType.uint8].unsafe_dangling())
-        looking.free()
+        var no_mask = Data[DType.uint8].unsafe_dangling()
+        var results = _softmaxes(states, vocabulary, screen, rotation, groups, tokens, filters, no_mask)
         var row = 0
         for b in range(batch):
             if at[unsafe_offset=b] >= 0:
@@ -397,5 +405,5 @@ def logits[
             for row in range(states.count):
                 output[unsafe_offset=row * tokens + token] = states.logit(row, vocabulary, token)
 
-    share(some_tokens, tokens if states.count > 0 else 0, grain(depth * size_of[weight_type]()))
+    ForkJoin().share(some_tokens, tokens if states.count > 0 else 0, grain(depth * size_of[weight_type]()))
     states.free()

@@ -26,6 +26,7 @@ from std.sys.intrinsics import PrefetchOptions, prefetch
 
 from ..cpu.matmul import multiply
 from ..cpu.operand import dot, pack_strip
+from ..cpu.threads import Workers
 from ..cpu.tile import PANEL, VECTORS, WIDTH, widened
 from ..data import Data
 from .states import States, StoreEpilogue
@@ -153,24 +154,36 @@ struct Screen(TrivialRegisterPassable):
     var _errors: Data[DType.float32]
     """The most that rounding takes from |x|, for each row."""
 
-    def __init__(out self, panels: Data[DType.int8], rotation: Data[DType.float16], groups: Int, states: States):
-        """Rotates and rounds the states; `free` is to be called.
+    def __init__(out self, panels: Data[DType.int8], groups: Int, rows: Int):
+        """Takes room for states; `free` is to be called.
 
         Args:
             panels: The screen.
-            rotation: R and m, packed.
             groups: Groups of a token.
-            states: The states.
+            rows: States.
         """
         self.panels = panels
         self.groups = groups
-        self.rows = states.count
+        self.rows = rows
         var columns = groups * GROUP
         self._x = unsafe_alloc[Float32](self.rows * (columns + 1))
         self._rounded = unsafe_alloc[Int32](self.rows * columns // 2)
         self._scales = unsafe_alloc[Float32](self.rows)
         self._norms = unsafe_alloc[Float32](self.rows)
         self._errors = unsafe_alloc[Float32](self.rows)
+
+    def turn[W: Workers, //](self, states: States, rotation: Data[DType.float16], workers: W):
+        """Rotates and rounds the states: two loops.
+
+        Parameters:
+            W: The kind of threads.
+
+        Args:
+            states: As many as there is room for.
+            rotation: R and m, packed.
+            workers: The threads.
+        """
+        var columns = self.groups * GROUP
         multiply(
             states.data,
             states.depth,
@@ -179,25 +192,31 @@ struct Screen(TrivialRegisterPassable):
             columns + 1,
             states.depth,
             StoreEpilogue(self._x, columns + 1),
+            workers,
         )
-        pack_strip[DType.int16](
-            self._x,
-            columns + 1,
-            self.rows,
-            self.rows,
-            columns // 2,
-            columns,
-            columns // 2,
-            self._rounded,
-            self._scales,
-        )
-        for row in range(self.rows):
-            var x = self._x.unsafe_offset(row * (columns + 1))
-            var squares = Float32(0)
-            for k in range(states.depth):  # what is behind repeats some of it, or is 0
-                squares += x[unsafe_offset=k] * x[unsafe_offset=k]
-            self._norms[unsafe_offset=row] = sqrt(squares)
-            self._errors[unsafe_offset=row] = self._scales[unsafe_offset=row] / 2 * sqrt(Float32(states.depth))
+
+        @always_inline
+        def some_rows(begin: Int, end: Int) {imm}:
+            for row in range(begin, end):
+                var x = self._x.unsafe_offset(row * (columns + 1))
+                pack_strip[DType.int16](
+                    x,
+                    columns + 1,
+                    1,
+                    1,
+                    columns // 2,
+                    columns,
+                    columns // 2,
+                    self._rounded.unsafe_offset(row * columns // 2),
+                    self._scales.unsafe_offset(row),
+                )
+                var squares = Float32(0)
+                for k in range(states.depth):  # what is behind repeats some of it, or is 0
+                    squares += x[unsafe_offset=k] * x[unsafe_offset=k]
+                self._norms[unsafe_offset=row] = sqrt(squares)
+                self._errors[unsafe_offset=row] = self._scales[unsafe_offset=row] / 2 * sqrt(Float32(states.depth))
+
+        workers.share(some_rows, self.rows)
 
     def free(self):
         """Releases what `__init__` has allocated."""

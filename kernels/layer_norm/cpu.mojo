@@ -24,7 +24,7 @@ pass of its own in a graph of separate ops: 5*M*D). Memory-bound.
 from std.math import sqrt
 from std.sys import simd_width_of, size_of
 
-from ..cpu.threads import grain, share
+from ..cpu.threads import Workers, grain
 from ..data import Data
 
 comptime LANES = 4 * simd_width_of[DType.float32]()
@@ -95,7 +95,7 @@ def _add[dtype: DType, //](output: Data[dtype], x: Data[dtype], y: Data[dtype], 
 
 
 def layer_norm[
-    dtype: DType, //
+    dtype: DType, W: Workers, //
 ](
     output: Data[dtype],
     x: Data[dtype],
@@ -104,6 +104,7 @@ def layer_norm[
     rows: Int,
     columns: Int,
     epsilon: Float32,
+    workers: W,
 ):
     """Normalises every row.
 
@@ -115,6 +116,7 @@ def layer_norm[
         rows: M.
         columns: D.
         epsilon: Added to the variance.
+        workers: The threads.
     """
 
     @always_inline
@@ -123,11 +125,11 @@ def layer_norm[
             var at = row * columns
             _normalise(output.unsafe_offset(at), x.unsafe_offset(at), gamma, beta, columns, epsilon)
 
-    share(some_rows, rows, grain(2 * columns * size_of[dtype]()))
+    workers.share(some_rows, rows, grain(2 * columns * size_of[dtype]()))
 
 
 def add_layer_norm[
-    dtype: DType, //
+    dtype: DType, W: Workers, //
 ](
     total: Data[dtype],
     output: Data[dtype],
@@ -138,6 +140,7 @@ def add_layer_norm[
     rows: Int,
     columns: Int,
     epsilon: Float32,
+    workers: W,
 ):
     """Adds the residual and normalises every row of the sum, as rounded to the element type.
 
@@ -151,6 +154,7 @@ def add_layer_norm[
         rows: M.
         columns: D.
         epsilon: Added to the variance.
+        workers: The threads.
     """
 
     @always_inline
@@ -160,4 +164,4 @@ def add_layer_norm[
             _add(total.unsafe_offset(at), x.unsafe_offset(at), residual.unsafe_offset(at), columns)
             _normalise(output.unsafe_offset(at), total.unsafe_offset(at), gamma, beta, columns, epsilon)
 
-    share(some_rows, rows, grain(4 * columns * size_of[dtype]()))
+    workers.share(some_rows, rows, grain(4 * columns * size_of[dtype]()))

@@ -40,7 +40,7 @@ from std.memory import bitcast, stack_allocation
 from std.sys import size_of
 from std.utils import IndexList
 
-from ..cpu.threads import grain, share
+from ..cpu.threads import ForkJoin, grain
 from ..cpu.tile import WIDTH
 from ..data import Data
 from .dft import BINS, POINTS, SLOTS, Real, Vector, power_spectrum
@@ -244,7 +244,7 @@ def log_mel[dtype: DType, //](samples: Data[dtype], count: Int, padding: Int, fi
                 power, filters, output.unsafe_offset(frame), frames, min(WIDTH, frames - frame)
             )
 
-    share(some_blocks, blocks, GRAIN_BLOCKS)
+    ForkJoin().share(some_blocks, blocks, GRAIN_BLOCKS)
 
     var top = SILENCE
     for value in highest:
@@ -268,4 +268,4 @@ def log_mel[dtype: DType, //](samples: Data[dtype], count: Int, padding: Int, fi
             vectorize[WIDTH](heard, clamp)
             vectorize[WIDTH](frames - heard, fill)
 
-    share(some_rows, filters.count, grain(2 * frames * size_of[dtype]()))
+    ForkJoin().share(some_rows, filters.count, grain(2 * frames * size_of[dtype]()))

@@ -7,17 +7,16 @@ import extensibility
 from extensibility import InputTensor, OutputTensor, _MutableInputTensor
 from max.gpu.host import DeviceContext
 from std.math import ceildiv
-from std.memory.alloc import unsafe_alloc
 from std.utils import IndexList
 
-from ..attention.cpu import Attention
+from ..attention.cpu import Attention, attend
 from ..attention.gpu.launch import AttentionOnGPU, enqueue_pack_heads
 from ..attention.heads import store_heads
-from ..attention.pairs import KEY_GROUP, pair_cache, pair_rows
+from ..attention.pairs import KEY_GROUP, Pairs, pair_rows
 from ..attention.strip import HEAD
 from ..attention.strip_bfloat16 import Bfloat16Strips
 from ..attention.strip_float32 import Float32Strips
-from ..cpu.operand import MULTIPLIES_BFLOAT16
+from ..cpu.threads import ForkJoin
 from ..cpu.tile import PANEL
 from ..data import Data, data, require, require_contiguous, require_size
 
@@ -55,10 +54,12 @@ struct PackHeads:
                 length,
             )
         else:
-            _require_keys_and_values[target, op](keys.shape(), values.shape(), batch)
+            require_keys_and_values[target, op](keys.shape(), values.shape(), batch)
             require_size(values.dim_size(2), length, op, "S of the values")
             comptime if target == "cpu":
-                store_heads(data(keys), data(values), length, data(rows), columns, None, batch, heads, length)
+                store_heads(
+                    data(keys), data(values), length, data(rows), columns, None, batch, heads, length, ForkJoin()
+                )
             else:
                 var first = data(rows).unsafe_offset(columns - 2 * heads * HEAD)
                 enqueue_pack_heads(
@@ -91,39 +92,28 @@ struct AttentionOp:
         var heads = values.dim_size(1)
         var capacity = values.dim_size(2)
         require(capacity > 0, op, "there must be at least one key")
-        _require_keys_and_values[target, op](keys.shape(), values.shape(), batch)
+        require_keys_and_values[target, op](keys.shape(), values.shape(), batch)
         _require_columns[op](columns, heads * HEAD, "queries")
         _require_output[op](output.shape(), batch, length, heads)
         require_contiguous(queries, op, "queries")
         require_contiguous(keys, op, "keys")
         require_contiguous(values, op, "values")
         comptime if target == "cpu":
-            comptime if dtype == DType.float32 and cache_type == DType.float16 and MULTIPLIES_BFLOAT16:
-                if length >= MANY_QUERIES:
-                    _attend_in_pairs(
-                        _as[DType.float32](data(output)),
-                        _as[DType.float32](data(queries)),
-                        columns,
-                        _as[DType.float16](data(keys)),
-                        _as[DType.float16](data(values)),
-                        capacity,
-                        batch,
-                        heads,
-                        length,
-                    )
-                    return
-            Attention[Float32Strips[dtype, cache_type]](
+            var pairs = Pairs(cache_type, batch * heads, capacity, length)
+            attend(
                 data(output),
                 data(queries),
                 columns,
                 data(keys),
                 data(values),
                 capacity,
-                None,
                 batch,
                 heads,
                 length,
-            ).run[causal=False]()
+                pairs,
+                ForkJoin(),
+            )
+            pairs.free()
         else:
             AttentionOnGPU(
                 data(output),
@@ -140,34 +130,6 @@ struct AttentionOp:
                 heads,
                 length,
             ).enqueue(ctx)
-
-
-comptime MANY_QUERIES = 64
-"""Queries from which on keys and values of float16, which were rounded once, are rounded to pairs of bfloat16: their products
-then take a tenth of the time, and rounding that of a few queries."""
-
-
-def _attend_in_pairs(
-    output: Data[DType.float32],
-    queries: Data[DType.float32],
-    query_stride: Int,
-    keys: Data[DType.float16],
-    values: Data[DType.float16],
-    capacity: Int,
-    batch: Int,
-    heads: Int,
-    length: Int,
-):
-    """Attention over all keys, on a CPU that multiplies bfloat16; arguments as those of `Attention`."""
-    var size = batch * heads * ceildiv(capacity, KEY_GROUP) * KEY_GROUP * HEAD
-    var paired_keys = unsafe_alloc[BFloat16](size, alignment=64)
-    var paired_values = unsafe_alloc[BFloat16](size, alignment=64)
-    pair_cache(paired_keys, paired_values, keys, values, batch * heads, capacity)
-    Attention[Bfloat16Strips](
-        output, queries, query_stride, paired_keys, paired_values, capacity, None, batch, heads, length
-    ).run[causal=False]()
-    paired_keys.unsafe_free()
-    paired_values.unsafe_free()
 
 
 @extensibility.register("whisper_self_attention")
@@ -247,7 +209,7 @@ struct PackedSelfAttention:
             batch,
             heads,
             length,
-        ).run[causal=False]()
+        ).run[causal=False](ForkJoin())
 
 
 @extensibility.register("whisper_cached_attention")
@@ -274,28 +236,16 @@ struct CachedAttention:
         var columns = rows.dim_size(2)
         var heads = values.dim_size(1)
         var capacity = values.dim_size(2)
-        _require_keys_and_values[target, op](keys.shape(), values.shape(), batch)
+        require_keys_and_values[target, op](keys.shape(), values.shape(), batch)
         require_size(columns, 3 * heads * HEAD, op, "3 * H * 64 of the rows")
         require_size(past.dim_size(0), batch, op, "B of past")
         _require_output[op](output.shape(), batch, length, heads)
         require_contiguous(rows, op, "rows")
         comptime if target == "cpu":
-            for b in range(batch):
-                require(
-                    0 <= Int(past[b]) <= capacity - length,
-                    op,
-                    String(
-                        "row ",
-                        b,
-                        " holds ",
-                        past[b],
-                        " keys and ",
-                        length,
-                        " more are to come, the cache takes ",
-                        capacity,
-                    ),
-                )
-            store_heads(data(keys), data(values), capacity, data(rows), columns, data(past), batch, heads, length)
+            require_room[op](past, batch, length, capacity)
+            store_heads(
+                data(keys), data(values), capacity, data(rows), columns, data(past), batch, heads, length, ForkJoin()
+            )
             Attention[Float32Strips[dtype, cache_type]](
                 data(output),
                 data(rows),
@@ -307,7 +257,7 @@ struct CachedAttention:
                 batch,
                 heads,
                 length,
-            ).run[causal=True]()
+            ).run[causal=True](ForkJoin())
         else:
             require(length <= capacity, op, String(length, " keys are to come, the cache takes ", capacity))
             AttentionOnGPU(
@@ -335,7 +285,37 @@ def _as[dtype: DType](x: Data) -> Data[dtype]:
     return x.unsafe_bitcast[Scalar[dtype]]()
 
 
-def _require_keys_and_values[
+def require_room[
+    op: StaticString
+](past: InputTensor[dtype=DType.int32, rank=1, ...], batch: Int, length: Int, capacity: Int) raises:
+    """Raises unless the rows of a KV cache have room for what is to come, on a CPU, where the host can look.
+
+    Parameters:
+        op: The op that asks.
+
+    Args:
+        past: The keys each row holds.
+        batch: B.
+        length: Keys that are to come.
+        capacity: Keys that a row takes.
+    """
+    require_size(past.dim_size(0), batch, op, "B of past")
+    for b in range(batch):
+        if not 0 <= Int(past[b]) <= capacity - length:
+            raise Error(
+                op,
+                ": row ",
+                b,
+                " holds ",
+                past[b],
+                " keys and ",
+                length,
+                " more are to come, the cache takes ",
+                capacity,
+            )
+
+
+def require_keys_and_values[
     keys_rank: Int, values_rank: Int, //, target: StaticString, op: StaticString
 ](keys: IndexList[keys_rank, ...], values: IndexList[values_rank, ...], batch: Int) raises:
     """Raises unless keys and values have the device's layout and B batch rows.

@@ -4,6 +4,7 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
 
+from ..cpu.threads import ForkJoin
 from ..data import data, require, require_contiguous, require_size
 from ..layer_norm.cpu import add_layer_norm, layer_norm
 from ..layer_norm.gpu import MAX_COLUMNS, enqueue_layer_norm
@@ -28,7 +29,9 @@ struct LayerNorm:
         var columns = x.dim_size(rank - 1)
         _check_layer_norm[target](output, x, gamma, beta)
         comptime if target == "cpu":
-            layer_norm(data(output), data(x), data(gamma), data(beta), x.size() // columns, columns, epsilon)
+            layer_norm(
+                data(output), data(x), data(gamma), data(beta), x.size() // columns, columns, epsilon, ForkJoin()
+            )
         else:
             enqueue_layer_norm[add_residual=False](
                 data(output),
@@ -78,6 +81,7 @@ struct AddLayerNorm:
                 x.size() // columns,
                 columns,
                 epsilon,
+                ForkJoin(),
             )
         else:
             if x.size() > 0:

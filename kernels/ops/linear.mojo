@@ -5,6 +5,7 @@ from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
 
 from ..cpu.matmul import multiply
+from ..cpu.threads import ForkJoin
 from ..data import Data, data, require, require_contiguous, require_size
 from ..gpu.tile import TILE_M
 from ..layer_norm.gpu import MAX_COLUMNS
@@ -131,6 +132,7 @@ def _linear[
             columns,
             depth,
             BiasEpilogue[dtype, gelu, add_residual](data(output), data(bias), data(residual), columns),
+            ForkJoin(),
         )
     else:
         comptime assert weight_type == dtype, "on GPUs weights have the dtype of x"

@@ -16,6 +16,7 @@ from max_whisper.config import HEAD_DIM, ModelDimensions
 from max_whisper.errors import AudioError, OptionError
 from max_whisper.packing import keys_shape
 from max_whisper.replay import Room, Rooms
+from max_whisper.steps import Step
 from max_whisper.tokenizer import Vocabulary
 from max_whisper.transcribe import Transcription, transcribe
 
@@ -190,6 +191,7 @@ class Decoder:
         self._newest = model.put(np.zeros(self._batch, np.int32))
         self._unasked = model.put(np.full(self._batch, -1, np.int32))
         self._mask = model.put(np.zeros(model.dims.n_vocab, np.uint8))
+        self._next: Step | None = None
         self._room = self._move_in(features) if model.on.api == "cuda" else None
         if self._room is None:
             self._caches: list[Buffer] = []
@@ -215,6 +217,7 @@ class Decoder:
             mask: (n_vocab,) uint8.
         """
         self._mask = self._model.put(np.ascontiguousarray(mask, np.uint8))
+        self._next = None
         if self._room:
             self._room.mask.inplace_copy_from(self._mask)
 
@@ -237,14 +240,17 @@ class Decoder:
         Raises:
             ValueError: The tokens do not fit into the context or are none of the vocabulary; the rules suppress all.
         """
-        if self._room and tokens.shape[1] == 1 and last is None and no_speech_at is None:
-            picks = self._replay(tokens, rules, self._room)
+        usual = tokens.shape[1] == 1 and last is None and no_speech_at is None
+        if usual and (self._room or self._model.device == "cpu"):
+            picks = self._repeat(tokens, rules)
         else:
             asked = self._unasked if no_speech_at is None else np.ascontiguousarray(no_speech_at, np.int32)
             picked, log_probs, silence, _ = self._step(tokens, rules, last, asked)
             asked_probs = None if no_speech_at is None else silence.to_numpy()
             picks = Picks(picked.to_numpy(), log_probs.to_numpy(), asked_probs)
-        if np.isnan(picks.log_probs).any():  # how a kernel on a GPU says what one on a CPU raises
+        if (
+            self._model.device == "gpu" and np.isnan(picks.log_probs).any()
+        ):  # how a kernel on a GPU says what one on a CPU raises
             row = int(np.isnan(picks.log_probs).argmax())
             raise ValueError(f"greedy: the rules of row {row} suppress every token, or its logits are not finite")
         return picks
@@ -281,10 +287,13 @@ class Decoder:
         for cache in self._caches:
             for to, source in moves:
                 runtime.rows(cache, to, to + 1).inplace_copy_from(runtime.rows(cache, source, source + 1))
+        if moves and self._model.device == "cpu":  # a worker thread copies: nothing else says when it is done
+            self._model.on.default_queue.synchronize()
         self._batch = len(rows)
         self._past = self._past[list(rows)]
         self._caches = [self._first_rows(cache) for cache in self._caches]
         self._newest, self._unasked = self._first_rows(self._newest), self._first_rows(self._unasked)
+        self._next = None
         return rows
 
     def _first_rows(self, buffer: Buffer) -> Buffer:
@@ -314,9 +323,17 @@ class Decoder:
         self._past = self._past + (1 if last is None else last + 1)
         return results
 
-    def _replay(self, tokens: np.ndarray, rules: np.ndarray, room: Room) -> Picks:
-        self._check(tokens, None, self._unasked)
-        picked, log_probs = room.step(self._batch).run(tokens, self._past, rules)
+    def _repeat(self, tokens: np.ndarray, rules: np.ndarray) -> Picks:
+        """Makes the usual step: what it reads and writes has its place, and on a GPU it is captured."""
+        if self._room:
+            self._check(tokens, None, self._unasked)
+            step = self._room.step(self._batch)
+        elif self._next is None:
+            constants = self._newest, self._unasked, self._mask
+            step = self._next = Step(self._model.graphs["decoder"], self._batch, constants, self._caches)
+        else:
+            step = self._next
+        picked, log_probs = step.run(tokens, self._past, rules)
         self._past = self._past + 1
         return Picks(picked, log_probs, None)
 

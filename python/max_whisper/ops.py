@@ -194,6 +194,39 @@ def cached_attention(rows: TensorValue, past: TensorValue, keys: BufferValue, va
     return results[0].tensor
 
 
+def decoder_block(
+    x: TensorValue,
+    past: TensorValue,
+    cache: tuple[BufferValue, BufferValue],
+    audio: tuple[TensorValue, TensorValue],
+    weights: Sequence[TensorValue],
+    *,
+    epsilon: float = 1e-5,
+) -> TensorValue:
+    """A whole block of the decoder on a CPU, as one op whose threads do not wait for each other between kernels.
+
+    Args:
+        x: (B, T, d) float32.
+        past: (B) int32: tokens that row b of the cache holds already.
+        cache: Keys, see `keys_shape`, and values (B, H, C, 64) of the text, updated in place.
+        audio: Keys and values of the audio, (B, H, S, 64).
+        weights: For each of the three parts gamma and beta (d) of its norm, and weight and bias of its layers, packed by
+            `packing.pack_linear`: qkv and out; query and out; mlp.0 and mlp.2.
+        epsilon: Added to the variances.
+
+    Returns:
+        (B, T, d).
+    """
+    results = ops.inplace_custom(
+        "whisper_decoder_block",
+        device=x.device,
+        values=[x, past, *cache, *audio, *weights],
+        out_types=[_like(x, x.shape)],
+        parameters={"epsilon": epsilon},
+    )
+    return results[0].tensor
+
+
 def layer_norm(x: TensorValue, gamma: TensorValue, beta: TensorValue, *, epsilon: float = 1e-5) -> TensorValue:
     """Layer normalisation of the last dimension, with float32 statistics.
 

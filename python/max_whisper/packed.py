@@ -87,7 +87,7 @@ class Format:
             convolutions="float16" if dtype == "int8" else dtype,
             vectors="float32",
             vocabulary="float32" if dtype == "float32" else "float16",
-            caches="float16" if dtype in ROUNDED else "float32",
+            caches="float32" if dtype == "float32" else "float16",
         )
 
 

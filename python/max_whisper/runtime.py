@@ -119,6 +119,15 @@ def execute(model: Model, *inputs: np.ndarray | Buffer) -> list[Buffer]:
         return model._execute_device_tensors(buffers)
 
 
+def repeat(model: Model, inputs: list[Buffer]) -> list[Buffer]:
+    """Runs a graph on a CPU once more, on the same buffers: `execute` without what was settled the first time.
+
+    Raises:
+        ValueError: A kernel refuses an input.
+    """
+    return model._execute_device_tensors(inputs)
+
+
 def capture(model: Model, key: int, *inputs: Buffer) -> list[Buffer]:
     """Makes a device graph of all that a loaded graph launches on a GPU, without running it.
 

@@ -19,7 +19,7 @@ from max_whisper.runtime import as_buffer
 FLOAT32_TOLERANCE: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-5}
 """For sums of up to a few thousand float32 products of unit scale: rounding grows like sqrt(K) * 2**-24."""
 
-MOST_HELD = 4096
+MOST_HELD = 1 << 16
 """Poisoned outputs released together, at most. Small ones go to a list of the thread that releases them, and only what is
 too much for that list gets to the thread that allocates outputs."""
 
