@@ -36,14 +36,14 @@ def builtin(x: TensorValue, *arguments: TensorValue) -> TensorValue:
         return max_ops.matmul(y, weight.rebind([y.shape[1], bias.shape[0]])) + bias
 
     def attend(query: TensorValue, keys: TensorValue, values: TensorValue) -> TensorValue:
-        query = query.reshape([heads, 1, HEAD])
         keys = keys.rebind([heads, HEAD, values.shape[1]])
         values = values.rebind([heads, values.shape[1], HEAD])
-        return max_ops.matmul(max_ops.softmax(max_ops.matmul(query, keys) * 0.125), values).reshape([1, width])
+        attended = max_ops.matmul(max_ops.softmax(max_ops.matmul(query, keys) * 0.125), values)
+        return attended.reshape([1, heads * HEAD]).rebind([1, width])
 
-    rows = linear(normed(x))
-    x = x + linear(attend(rows[:, : int(HEAD)].broadcast_to([1, width]), *caches[:2])).rebind(x.shape)
-    query = linear(normed(x)).rebind(x.shape)
+    rows = linear(normed(x)).rebind([1, 3 * heads * HEAD]).reshape([3, heads, 1, HEAD])
+    x = x + linear(attend(rows[0], *caches[:2])).rebind(x.shape)
+    query = linear(normed(x)).rebind([1, heads * HEAD]).reshape([heads, 1, HEAD])
     x = x + linear(attend(query, *caches[2:])).rebind(x.shape)
     return x + linear(max_ops.gelu(linear(normed(x)))).rebind(x.shape)
 
