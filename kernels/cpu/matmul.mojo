@@ -16,11 +16,13 @@ widened to float32, once for all tiles that read them, or split for the tile uni
     |   +----+                 stream from L2 or L3: a tile uses what it reads of them PANEL times
     +---+
 
+A sum that is longer than DEEP comes about in passes, so that a panel and the rows it meets stay in their caches; between two
+of them the sums of a block of rows wait in memory.
+
 Floor: 2*M*N*K operations; bytes M*K, K*N and M*N elements once each when the blocks fit.
 """
 
 from std.math import ceildiv
-from std.memory import stack_allocation
 from std.memory.alloc import unsafe_alloc
 
 from ..data import Data
@@ -39,6 +41,7 @@ from .tile import (
     multiply_tile,
     panel_rows,
     row_size,
+    scale_rows,
     tile_panels,
     widen_panel,
 )
@@ -51,6 +54,18 @@ second cache keeps well: reading and widening every panel four times as often co
 def _block_rows(depth: Int) -> Int:
     """Rows of A that meet a panel before the next one is read."""
     return max(1, BLOCK_BYTES // (depth * 4 * ROWS + 1)) * ROWS
+
+
+comptime DEEP = 1536
+"""Longest sum that one pass over a block of rows takes. A panel this deep, widened, stays in the second cache; twice as deep,
+none of it is left when the next tile reads it: 1500 rows of 3072 and 5120 took 3 to 20 % longer."""
+
+
+def _pass_depth[b_type: DType](depth: Int) -> Int:
+    """Length of the sums of one pass: passes are equally long, about, and begin with a row of a panel."""
+    comptime if scale_rows[b_type] > 0:
+        return depth  # its sums are scaled at the end: it has one pass
+    return ceildiv(ceildiv(depth, ceildiv(depth, DEEP)), PANEL) * PANEL if depth > DEEP else depth
 
 
 comptime _splits[a_type: DType, b_type: DType]: Bool = (
@@ -118,64 +133,67 @@ def multiply_block[
             var x = a.unsafe_bitcast[Float32]()
             multiply_split(x, a_stride, b, depth, row_begin, row_end, panel_begin, panel_end, columns, epilogue)
             return
-    var sums = stack_allocation[ROWS * MOST_PANELS * PANEL, DType.float32, alignment=64]()
-    var block = _block_rows(depth)
+    var pass_depth = _pass_depth[b_type](depth) if row_end - row_begin > ROWS else depth
+    var block = _block_rows(pass_depth)
     var panel_stride = panel_rows[b_type](depth) * row_size[b_type]
-    var wide_stride = ceildiv(depth, group[b_type]) * group[b_type] * PANEL
+    var wide_stride = ceildiv(pass_depth, group[b_type]) * group[b_type] * PANEL
     var wide = Optional[Data[DType.float32]]()
     comptime if b_type != DType.float32:
         if row_end - row_begin > ROWS:
             wide = unsafe_alloc[Float32](tile_panels(ROWS) * wide_stride, alignment=64)
+    # The sums of a tile, or between passes those of all tiles of a block.
+    var passes = pass_depth < depth
+    var width = (panel_end - panel_begin) * PANEL if passes else MOST_PANELS * PANEL
+    var sums = unsafe_alloc[Float32]((min(block, row_end - row_begin) if passes else ROWS) * width, alignment=64)
     for first in range(row_begin, row_end, block):
         var last = min(first + block, row_end)
         var together = tile_panels(min(ROWS, last - first))
-        for panel in range(panel_begin, panel_end, together):
-            var panels = min(together, panel_end - panel)
-            var narrow = b.unsafe_offset(panel * panel_stride)
-            comptime if b_type != DType.float32:
-                if last - first > ROWS:
-                    for i in range(panels):
-                        widen_panel(
-                            narrow.unsafe_offset(i * panel_stride), depth, wide.value().unsafe_offset(i * wide_stride)
+        for k in range(0, depth, pass_depth):
+            var k_count = min(pass_depth, depth - k)
+            for panel in range(panel_begin, panel_end, together):
+                var panels = min(together, panel_end - panel)
+                var narrow = b.unsafe_offset(panel * panel_stride + k // group[b_type] * row_size[b_type])
+                comptime if b_type != DType.float32:
+                    if last - first > ROWS:
+                        for i in range(panels):
+                            widen_panel(
+                                narrow.unsafe_offset(i * panel_stride),
+                                k_count,
+                                wide.value().unsafe_offset(i * wide_stride),
+                            )
+                for row in range(first, last, ROWS):
+                    var rows = min(ROWS, last - row)
+                    var a_rows = a.unsafe_offset(row * a_stride + k)
+                    var c = sums.unsafe_offset((row - first) * width + (panel - panel_begin) * PANEL if passes else 0)
+                    if wide and last - first > ROWS:
+                        multiply_tile(
+                            rows, panels, a_rows, a_stride, wide.value(), wide_stride, PANEL, k_count, c, width, k > 0
                         )
-            for row in range(first, last, ROWS):
-                var rows = min(ROWS, last - row)
-                var a_rows = a.unsafe_offset(row * a_stride)
-                if wide and last - first > ROWS:
-                    multiply_tile(
-                        rows,
-                        panels,
-                        a_rows,
-                        a_stride,
-                        wide.value(),
-                        wide_stride,
-                        PANEL,
-                        depth,
-                        sums,
-                        MOST_PANELS * PANEL,
-                    )
-                else:
-                    multiply_tile(
-                        rows,
-                        panels,
-                        a_rows,
-                        a_stride,
-                        narrow,
-                        panel_stride,
-                        row_size[b_type],
-                        depth,
-                        sums,
-                        MOST_PANELS * PANEL,
-                    )
-                finish(
-                    rows,
-                    row,
-                    panel * PANEL,
-                    min((panel + panels) * PANEL, columns),
-                    sums,
-                    MOST_PANELS * PANEL,
-                    epilogue,
-                )
+                    else:
+                        multiply_tile(
+                            rows,
+                            panels,
+                            a_rows,
+                            a_stride,
+                            narrow,
+                            panel_stride,
+                            row_size[b_type],
+                            k_count,
+                            c,
+                            width,
+                            k > 0,
+                        )
+                    if k + k_count == depth:
+                        finish(
+                            rows,
+                            row,
+                            panel * PANEL,
+                            min((panel + panels) * PANEL, columns),
+                            c,
+                            width,
+                            epilogue,
+                        )
+    sums.unsafe_free()
     if wide:
         wide.value().unsafe_free()
 
@@ -205,7 +223,7 @@ def multiply[
             heights = ceildiv(rows, _SPLIT_ROWS)
         else:
             if not _rounds_rows[a_type, b_type](depth):
-                heights = ceildiv(rows, _block_rows(depth))
+                heights = ceildiv(rows, _block_rows(_pass_depth[b_type](depth)))
                 widths = min(panels, ceildiv(worker_count() * TURNS, heights))
         var strips = ceildiv(rows, ROWS)
         heights = min(heights, strips)

@@ -177,11 +177,16 @@ def _multiply_tile[
     depth: Int,
     c: Data[DType.float32],
     c_stride: Int,
+    add: Bool,
     ahead: Int,
 ):
     comptime G = group[b_type]
     comptime columns = panels * VECTORS
     var sums = Array[SIMD[DType.float32, WIDTH], rows * columns](fill=SIMD[DType.float32, WIDTH](0))
+    if add:
+        comptime for i in range(rows):
+            comptime for j in range(columns):
+                sums[i * columns + j] = c.unsafe_load[width=WIDTH](i * c_stride + j * WIDTH)
     var first = b.unsafe_offset(scale_rows[b_type] * row_size[b_type])
 
     @always_inline
@@ -246,6 +251,7 @@ def multiply_tile[
     depth: Int,
     c: Data[DType.float32],
     c_stride: Int,
+    add: Bool = False,
 ):
     """Stores `a @ b` of one tile, summed over k in order in float32, times the scales.
 
@@ -268,6 +274,7 @@ def multiply_tile[
         depth: Length of the sum over k.
         c: Receives `rows` rows of `panels * PANEL` sums.
         c_stride: Elements from one row of c to the next.
+        add: Whether the sums go on from those in c; not for int8, whose sums are scaled at the end.
     """
     comptime for r in range(1, ROWS + 1):
         if rows == r:
@@ -284,6 +291,7 @@ def multiply_tile[
                     depth,
                     c.unsafe_offset(panel * PANEL),
                     c_stride,
+                    add,
                     ahead,
                 )
                 panel += together
@@ -298,6 +306,7 @@ def multiply_tile[
                         depth,
                         c.unsafe_offset(panel * PANEL),
                         c_stride,
+                        add,
                         ahead,
                     )
                     panel += 1

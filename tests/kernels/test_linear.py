@@ -23,6 +23,7 @@ SHAPES = [
     (1500, 384, 384),
     (1, 1536, 384),
     (448, 384, 1152),
+    *[(rows, depth, 33) for rows in (6, 7, 401) for depth in (1537, 3073)],  # sums in one pass and in several
 ]
 
 
