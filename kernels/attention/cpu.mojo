@@ -117,7 +117,7 @@ struct Attention[Strips: StripSoftmax]:
 
 
 def attend[
-    dtype: DType, cache_type: DType, W: Workers, //
+    dtype: DType, cache_type: DType, W: Workers, //, rounded: Bool
 ](
     output: Data[dtype],
     queries: Data[dtype],
@@ -133,8 +133,12 @@ def attend[
 ):
     """Attention over all keys, by the body that is fastest for the queries there are.
 
-    Keys and values of float16 belong to models whose weights are rounded (`max_whisper/packed.py`): on a CPU that multiplies
-    bfloat16, many queries over them are multiplied as pairs of it.
+    Parameters:
+        dtype: Of queries and output.
+        cache_type: Of keys and values.
+        W: The kind of threads.
+        rounded: Whether they belong to a model whose weights are rounded (`max_whisper/packed.py`): on a CPU that multiplies
+            bfloat16, many queries over float16 are then multiplied as pairs of it.
 
     Args:
         output: `batch x length x heads * 64`.
@@ -149,7 +153,7 @@ def attend[
         pairs: Room for these keys and values.
         workers: The threads.
     """
-    comptime if dtype == DType.float32 and cache_type == DType.float16 and MULTIPLIES_BFLOAT16:
+    comptime if rounded and dtype == DType.float32 and cache_type == DType.float16 and MULTIPLIES_BFLOAT16:
         if pairs.wanted:
             pair_cache(
                 pairs.keys,

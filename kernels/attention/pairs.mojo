@@ -138,16 +138,16 @@ struct Pairs(TrivialRegisterPassable):
     var wanted: Bool
     """Whether there is any."""
 
-    def __init__(out self, cache_type: DType, matrices: Int, capacity: Int, queries: Int):
+    def __init__(out self, rounded: Bool, matrices: Int, capacity: Int, queries: Int):
         """Takes room; `free` is to be called.
 
         Args:
-            cache_type: Of the cache.
+            rounded: Whether keys and values may be rounded to bfloat16.
             matrices: Batch rows times heads.
             capacity: Keys and values of each.
             queries: Of each.
         """
-        self.wanted = MULTIPLIES_BFLOAT16 and cache_type == DType.float16 and queries >= MANY_QUERIES
+        self.wanted = MULTIPLIES_BFLOAT16 and rounded and queries >= MANY_QUERIES
         var size = matrices * ceildiv(capacity, KEY_GROUP) * KEY_GROUP * HEAD if self.wanted else 0
         self.keys = unsafe_alloc[BFloat16](size, alignment=64)
         self.values = unsafe_alloc[BFloat16](size, alignment=64)

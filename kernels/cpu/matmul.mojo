@@ -24,6 +24,7 @@ Floor: 2*M*N*K operations; bytes M*K, K*N and M*N elements once each when the bl
 
 from std.math import ceildiv
 from std.memory.alloc import unsafe_alloc
+from std.sys import size_of
 
 from ..data import Data
 from .epilogue import Epilogue, finish
@@ -31,7 +32,7 @@ from .narrow import multiply_dots
 from .narrow_amx import multiply_amx
 from .operand import AMX, DEEPEST, operand_type
 from .split_amx import multiply_split
-from .threads import TURNS, Workers, worker_count
+from .threads import TURNS, Workers, grain, worker_count
 from .tile import (
     MOST_PANELS,
     PANEL,
@@ -253,4 +254,7 @@ def multiply[
         def some_panels(begin: Int, end: Int) {imm}:
             multiply_block(a, a_stride, b, depth, 0, rows, begin, end, columns, epilogue)
 
-        workers.share(some_panels, panels, turns=1)  # one row is done in 20 us, or is rounded anew for every range
+        # One row is done in 20 us, or is rounded anew for every range.
+        workers.share(
+            some_panels, panels, grain(panel_rows[b_type](depth) * row_size[b_type] * size_of[b_type]() * rows), turns=1
+        )

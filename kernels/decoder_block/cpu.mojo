@@ -68,6 +68,8 @@ struct Cache[cache_type: DType](TrivialRegisterPassable):
 struct DecoderBlock[weight_type: DType, cache_type: DType](TrivialRegisterPassable):
     """The weights, caches and sizes of one block."""
 
+    comptime _rounded = Self.weight_type == DType.bfloat16 or Self.weight_type == DType.int8
+
     var norm: Norm
     """In front of self-attention."""
     var qkv: Layer[Self.weight_type]
@@ -108,7 +110,7 @@ struct DecoderBlock[weight_type: DType, cache_type: DType](TrivialRegisterPassab
         var normed = unsafe_alloc[Float32](rows * d, alignment=64)
         var attended = unsafe_alloc[Float32](rows * d, alignment=64)
         var wide = unsafe_alloc[Float32](rows * 4 * d, alignment=64)
-        var pairs = Pairs(Self.cache_type, self.batch * self.heads, self.audio.capacity, self.length)
+        var pairs = Pairs(Self._rounded, self.batch * self.heads, self.audio.capacity, self.length)
 
         @always_inline
         def member(team: Team) {imm}:
@@ -179,7 +181,7 @@ struct DecoderBlock[weight_type: DType, cache_type: DType](TrivialRegisterPassab
         ).run[causal=True](team)
 
     def _attend_to_audio(self, output: Data[DType.float32], queries: Data[DType.float32], pairs: Pairs, team: Team):
-        attend(
+        attend[rounded=Self._rounded](
             output,
             queries,
             self.heads * HEAD,

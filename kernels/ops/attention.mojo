@@ -72,12 +72,12 @@ struct AttentionOp:
     """Computes attention over all keys: queries (B, T, N) whose first H*64 columns are read, keys, values (B, H, S, 64)
     -> (B, T, H*64).
 
-    Keys and values of float16 belong to models whose weights are rounded (`max_whisper/packed.py`): on a CPU that multiplies
-    bfloat16, many queries over them are multiplied as pairs of it."""
+    Whether they are rounded says whether float16 may become bfloat16 on a CPU that multiplies it: `attention/cpu.mojo`.
+    """
 
     @staticmethod
     def execute[
-        dtype: DType, cache_type: DType, keys_rank: Int, //, target: StaticString
+        dtype: DType, cache_type: DType, keys_rank: Int, //, target: StaticString, rounded: Bool
     ](
         output: OutputTensor[dtype=dtype, rank=3, ...],
         queries: InputTensor[dtype=dtype, rank=3, ...],
@@ -99,8 +99,8 @@ struct AttentionOp:
         require_contiguous(keys, op, "keys")
         require_contiguous(values, op, "values")
         comptime if target == "cpu":
-            var pairs = Pairs(cache_type, batch * heads, capacity, length)
-            attend(
+            var pairs = Pairs(rounded and cache_type == DType.float16, batch * heads, capacity, length)
+            attend[rounded=rounded](
                 data(output),
                 data(queries),
                 columns,

@@ -139,19 +139,20 @@ def pack_heads(rows: TensorValue, *, heads: int, dtype: DType | None = None) -> 
     return keys, values
 
 
-def attention(queries: TensorValue, keys: TensorValue, values: TensorValue) -> TensorValue:
+def attention(queries: TensorValue, keys: TensorValue, values: TensorValue, *, rounded: bool = False) -> TensorValue:
     """Fused attention over all keys: softmax(Q K^T / 8) V, head by head.
 
     Args:
         queries: (B, T, N >= H * 64); the first H * 64 columns are the queries of all heads.
         keys: See `keys_shape` and `pack_heads`.
         values: (B, H, S, 64).
+        rounded: Whether a CPU may round keys and values of float16 to bfloat16 where it multiplies that, for many queries.
 
     Returns:
         (B, T, H * 64).
     """
     out = _like(queries, [queries.shape[0], queries.shape[1], values.shape[1] * HEAD])
-    return _custom("whisper_attention", [queries, keys, values], [out])[0]
+    return _custom("whisper_attention", [queries, keys, values], [out], rounded=rounded)[0]
 
 
 def self_attention(rows: TensorValue, *, heads: int, dtype: DType | None = None) -> TensorValue:

@@ -55,7 +55,7 @@ class Recipe:
 
 
 ROUNDED = ("bfloat16", "int8")
-"""Dtypes that checkpoints are rounded to: then keys and values are, too."""
+"""Dtypes that checkpoints are rounded to: then attention may round, too."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Format:
     layer norms and positions stay float32; in a model of int8 the two convolutions, which see the signal itself, stay
     float16. Of the vocabulary a step reads few rows, which nothing is gained by rounding: they have at least float16, and
     a screen in four bits tells which (`max_whisper.screen`). A step reads all keys and values of the window: they are
-    float16 where the weights are rounded anyway, and float32 where nothing is to be rounded.
+    float16, which changes no token of any recording at hand, or float32 where nothing is to be rounded.
     """
 
     device: str

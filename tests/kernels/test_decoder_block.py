@@ -35,7 +35,7 @@ for weight, cache in DTYPES.values():
     norm, layer, caches = "f32[1] f32[1]", f"{weight}[3] f32[1]", f"{cache}[5] {cache}[4]"
     eager.prepare(decoder_block, f"f32[3] i32[1] {caches} {caches}" + f" {norm} {layer} {layer}" * 3)
     eager.prepare(cached_attention, f"f32[3] i32[1] {caches}")
-    eager.prepare(ops.attention, f"f32[3] {caches}")
+    eager.prepare(ops.attention, f"f32[3] {caches}", rounded=weight == "i8")
     for gelu in (False, True):
         eager.prepare(ops.linear, f"f32[2] {layer}", gelu=gelu)
 eager.prepare(ops.layer_norm, "f32[2] f32[1] f32[1]")
@@ -46,7 +46,7 @@ class Block:
 
     def __init__(self, rng: np.random.Generator, dtype: str, batch: int, heads: int, past: list[int]) -> None:
         d, cache = heads * HEAD, np.float32 if dtype == "float32" else np.float16
-        self.heads, self.past = heads, np.array(past, np.int32)
+        self.heads, self.past, self.rounded = heads, np.array(past, np.int32), dtype == "int8"
         self.weights: list[np.ndarray] = []
         for columns in ((3 * d, d, d), (d, d, d), (4 * d, d, 4 * d)):
             self.weights += [1 + rng.standard_normal(d, dtype=np.float32) / 8, rng.standard_normal(d, dtype=np.float32)]
@@ -78,7 +78,8 @@ class Block:
         rows = normed_linear(x, 0).reshape(*shape[:2], -1)
         y = linear(eager.call(cached_attention, rows, self.past, *caches), 4) + x
         query = normed_linear(y, 6).reshape(shape)
-        y = linear(eager.call(ops.attention, query, *self.audio), 10) + y
+        attended = eager.call(ops.attention, query, *self.audio, rounded=self.rounded)
+        y = linear(attended, 10) + y
         return linear(normed_linear(y, 12, gelu=True), 16) + y, caches
 
     def reference(self, x: np.ndarray) -> np.ndarray:
