@@ -33,7 +33,7 @@ def rows() -> list[Row]:
     """Who takes part on this machine, with the best settings there are for it."""
     half = bool(cpu_features() & {"amx_bf16", "avx512_bf16"})
     precision = "bf16" if half else "f32"
-    dtypes = ["float16", *(["bfloat16"] if half else []), "int8"]  # float32 computes what float16 does
+    dtypes = ["float16", *(["bfloat16"] if half else []), "int8"]  # float16 has the tokens of float32
     found = [Row(f"max-whisper {dtype}", (Variant("MaxWhisper", {"dtype": dtype}),)) for dtype in dtypes]
     for dtype in dtypes:
         batched = Variant("MaxWhisper", {"dtype": dtype, "batch": BATCH})
