@@ -18,6 +18,7 @@ from std.atomic import Atomic
 from std.ffi import external_call
 from std.math import ceildiv
 from std.memory.alloc import unsafe_alloc
+from std.os import abort
 from std.sys import CompilationTarget, llvm_intrinsic
 
 from max.algorithm import sync_parallelize
@@ -111,13 +112,18 @@ struct Team(Workers):
     """For each loop how many pieces are taken, and in a cache line of its own how many are done."""
     var _next: Data[DType.int64]
     """The loop that this thread comes to next."""
+    var _count: Int
+    """Loops that there are counters for."""
     var _members: Int
     """Threads, if all come."""
 
     @always_inline
     def share[Work: def(Int, Int) -> None](self, work: Work, items: Int, grain: Int = 1, turns: Int = TURNS):
         """Shares one loop."""
-        var taken = self._loops.unsafe_offset(Int(self._next[]) * 2 * _LINE)
+        var loop = Int(self._next[])
+        if loop >= self._count:
+            abort("in_team: the body shares more loops than it was said to")
+        var taken = self._loops.unsafe_offset(loop * 2 * _LINE)
         var done = taken.unsafe_offset(_LINE)
         self._next[] += 1
         var ranges = min(items, self._members * turns)
@@ -166,10 +172,10 @@ def in_team[Body: def(Team) -> None](body: Body, loops: Int):
         counters[unsafe_offset=i] = 0
 
     @always_inline
-    def member(i: Int) {imm body, imm counters, imm members}:
+    def member(i: Int) {imm body, imm counters, imm loops, imm members}:
         var next = unsafe_alloc[Int64](1)
         next[] = 0
-        body(Team(counters, next, members))
+        body(Team(counters, next, loops, members))
         next.unsafe_free()
 
     if members == 1:

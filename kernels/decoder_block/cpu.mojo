@@ -8,14 +8,14 @@ Shapes: x and y (B, T, d); what flows between the kernels lies in scratch of (B*
 keeps in the first cache.
 
 A decoding step has one row for each window, and none of these kernels keeps a core busy for more than a few
-microseconds: as ops of their own, half of a step went by with threads that woke up and waited for each other. A team meets
+microseconds: as ops of their own, a third of a step went by with threads that woke up and waited for each other. A team meets
 in less than one (`cpu/threads.mojo`).
 
     thread 0  norm | qkv    | store | heads 0 2 4 | out   | norm | query | heads 0 2 4 | out   | norm | mlp.0 | mlp.2   |
     thread 1       | panels |       | heads 1 3 5 | panels|      | panels| heads 1 3 5 | panels|      | panels| panels  |
 
-Cost for one row: 24*d^2 operations and the bytes of 14*d^2 weights (12 layers' worth: 3 + 1 + 1 + 1 + 4 + 4 d^2), and of the
-keys and values of 1500 positions, 2*1500*d: for tiny 2.1 and 1.2 million elements, at the rate of the memory they lie in.
+Cost for one row: 28*d^2 operations on 14*d^2 weights (3 + 1 + 1 + 1 + 4 + 4), and 4*d for each key and value; bytes: those of the
+weights and of 2*d*(1500 + past) keys and values. For tiny 2.1 and 1.2 million elements, at the rate of the memory they lie in.
 """
 
 from std.memory.alloc import unsafe_alloc
