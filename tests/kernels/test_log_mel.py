@@ -6,6 +6,10 @@ log10(1.001) * 2 / 4 = 2e-4 when everything conspires; a tenth of that is usual,
 the kernel promises on speech, noise and pure tones is 1e-4.
 """
 
+import sys
+from types import ModuleType
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -112,8 +116,25 @@ def test_refuses(rng, change, message):
         eager.call(ops.log_mel, *change(*arguments(noise(rng, 1000))))
 
 
-def test_filters_are_librosas():
-    librosa = pytest.importorskip("librosa")
+@pytest.fixture(scope="module")
+def librosa() -> Any:
+    """librosa without numba, which would compile what is not called here while it is imported: half a minute of a core."""
+
+    def leave(*arguments: Any, **_: Any) -> Any:  # a decorator, with and without arguments
+        return arguments[0] if len(arguments) == 1 and callable(arguments[0]) else leave
+
+    numba = ModuleType("numba")
+    for decorator in ("jit", "njit", "vectorize", "guvectorize", "stencil"):
+        setattr(numba, decorator, leave)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "numba", numba)
+        library = pytest.importorskip("librosa")
+        pytest.importorskip("librosa.core.spectrum")
+        pytest.importorskip("librosa.filters")
+    return library
+
+
+def test_filters_are_librosas(librosa):
     for n_mels in (80, 128):
         filters = mel_filters(n_mels)
         expected = librosa.filters.mel(sr=16_000, n_fft=400, n_mels=n_mels)
@@ -122,8 +143,7 @@ def test_filters_are_librosas():
 
 
 @pytest.mark.parametrize("clip", clips.paths())
-def test_speech_is_what_librosa_hears(clip):
-    librosa = pytest.importorskip("librosa")
+def test_speech_is_what_librosa_hears(librosa, clip):
     samples = load_audio(clips.paths()[clip])[:480_000]
     spectrum = librosa.stft(samples, n_fft=400, hop_length=160, window="hann", pad_mode="reflect")[:, :-1]
     energies = librosa.filters.mel(sr=16_000, n_fft=400, n_mels=80) @ np.abs(spectrum) ** 2
