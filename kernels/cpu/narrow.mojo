@@ -18,11 +18,11 @@ from std.math import ceildiv
 from std.memory import bitcast, stack_allocation
 from std.memory.alloc import unsafe_alloc
 from std.sys import CompilationTarget, inlined_assembly
-from std.sys.intrinsics import PrefetchOptions, prefetch
 
 from ..data import Data
 from .epilogue import Epilogue, finish
 from .operand import BYTE_OFFSET, dot, lanes, pack_strip
+from .prefetch import ask_for
 from .tile import MOST_PANELS, PANEL, ROWS, VECTORS, WIDTH, group, panel_rows, panel_scales, row_size, scale_rows
 from .tile import tile_panels
 
@@ -41,17 +41,6 @@ def _settled(x: SIMD[DType.int32, WIDTH]) -> SIMD[DType.int32, WIDTH]:
         return inlined_assembly["", SIMD[DType.int32, WIDTH], constraints="=v,0,~{memory}"](x)
     else:
         return x
-
-
-@always_inline
-def _ask_for(x: Data[DType.int32]):
-    """Asks for a cache line that is going to be read; the address need not exist.
-
-    A single row of A leaves the core waiting for B, and a panel is not much longer than the page at whose end the
-    hardware's own prefetching stops: one row's tile asks for the next tile's panels, line by line. In float32 and
-    bfloat16, where twice and four times as many lines come for the same arithmetic, that does not pay.
-    """
-    prefetch[PrefetchOptions().for_read().high_locality().to_data_cache()](x)
 
 
 @no_inline
@@ -91,9 +80,10 @@ def _dot_tile[
             comptime for j in range(columns):
                 totals[i * columns + j] = sums.unsafe_load[width=WIDTH](i * sums_stride + j * WIDTH)
     for k in range(count):
+        # In float32 and bfloat16, where twice and four times as many lines come for the same arithmetic, this does not pay.
         comptime if rows == 1:
             comptime for p in range(panels):
-                _ask_for(b.unsafe_offset((panels + p) * b_panel_stride + k * PANEL))
+                ask_for(b.unsafe_offset((panels + p) * b_panel_stride + k * PANEL))
         comptime for part in range(parts):
             var b_k = Array[SIMD[DType.int32, WIDTH], columns](uninitialized=True)
             comptime for j in range(columns):

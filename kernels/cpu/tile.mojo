@@ -36,9 +36,9 @@ from std.collections import Array
 from std.math import ceildiv
 from std.memory import bitcast
 from std.sys import CompilationTarget, simd_width_of, size_of
-from std.sys.intrinsics import PrefetchOptions, prefetch
 
 from ..data import Data
+from .prefetch import ask_for
 
 comptime PANEL = 16
 """Columns of a packed panel, on every CPU."""
@@ -165,6 +165,10 @@ comptime ROWS = tile_rows()
 """Rows of a full tile on the CPU being compiled for."""
 
 
+comptime _ROWS_AHEAD = 64
+"""Rows of a matrix that lies row by row, 8 KB of values in float16, between the one that is multiplied and the one asked for."""
+
+
 @no_inline
 def _multiply_tile[
     a_type: DType, b_type: DType, //, rows: Int, panels: Int
@@ -221,9 +225,7 @@ def _multiply_tile[
     for k in range(0, whole, G):
         comptime if rows == 1 and b_type == DType.float16:
             comptime for panel in range(panels):
-                prefetch[PrefetchOptions().for_read().high_locality().to_data_cache()](
-                    first.unsafe_offset(panel * b_panel_stride + k // G * b_row_stride + ahead)
-                )
+                ask_for(first.unsafe_offset(panel * b_panel_stride + k // G * b_row_stride + ahead))
         add_row[G](k)
     comptime for rest in range(1, G):
         if depth - whole == rest:
@@ -279,7 +281,8 @@ def multiply_tile[
     comptime for r in range(1, ROWS + 1):
         if rows == r:
             comptime together = tile_panels(r)
-            var ahead = together * b_panel_stride if b_row_stride == row_size[b_type] else 64 * b_row_stride
+            # One row asks for the next tile; where panels are neighbouring columns of rows, as in values, for rows further on.
+            var ahead = together * b_panel_stride if b_row_stride == row_size[b_type] else _ROWS_AHEAD * b_row_stride
             var panel = 0
             while panel + together <= panels:
                 _multiply_tile[r, together](

@@ -22,10 +22,10 @@ from std.collections import Array
 from std.math import ceildiv, sqrt
 from std.memory import bitcast
 from std.memory.alloc import unsafe_alloc
-from std.sys.intrinsics import PrefetchOptions, prefetch
 
 from ..cpu.matmul import multiply
 from ..cpu.operand import dot, pack_strip
+from ..cpu.prefetch import ask_for
 from ..cpu.threads import Workers
 from ..cpu.tile import PANEL, VECTORS, WIDTH, widened
 from ..data import Data
@@ -56,13 +56,6 @@ def head_rows(groups: Int) -> Int:
 def screen_rows(groups: Int) -> Int:
     """Rows of a panel."""
     return head_rows(groups) + _WORDS * groups
-
-
-@always_inline
-def _ask_for(x: Data[DType.int32]):
-    """Asks for a cache line that is going to be read; the address need not exist. A panel ends where a page does, about,
-    and there the hardware's own prefetching stops."""
-    prefetch[PrefetchOptions().for_read().high_locality().to_data_cache()](x)
 
 
 @no_inline
@@ -101,14 +94,14 @@ def _rough_tile[
     var words = panel.unsafe_offset(head * PANEL)
     var later = panel.unsafe_offset(_AHEAD * screen_rows(groups) * PANEL)
     for row in range(head):
-        _ask_for(later.unsafe_offset(row * PANEL))
+        ask_for(later.unsafe_offset(row * PANEL))
     comptime for first in range(0, VECTORS, columns):
         var totals = Array[SIMD[DType.float32, WIDTH], rows * columns](fill=SIMD[DType.float32, WIDTH](0))
         for g in range(groups):
             var sums = Array[SIMD[DType.int32, WIDTH], rows * columns](fill=SIMD[DType.int32, WIDTH](0))
             comptime for w in range(_WORDS):
                 comptime if first == 0:
-                    _ask_for(later.unsafe_offset((head + g * _WORDS + w) * PANEL))
+                    ask_for(later.unsafe_offset((head + g * _WORDS + w) * PANEL))
                 comptime for shift in range(4):
                     var n = Array[SIMD[DType.int32, WIDTH], columns](uninitialized=True)
                     comptime for v in range(columns):

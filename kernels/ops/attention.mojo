@@ -299,7 +299,6 @@ def require_room[
         length: Keys that are to come.
         capacity: Keys that a row takes.
     """
-    require_size(past.dim_size(0), batch, op, "B of past")
     for b in range(batch):
         if not 0 <= Int(past[b]) <= capacity - length:
             raise Error(

@@ -60,6 +60,7 @@ struct DecoderBlockOp:
             require_size(output.dim_size(axis), x.dim_size(axis), op, "a dimension of the output")
         require_contiguous(x, op, "x")
         require_keys_and_values[target, op](keys.shape(), values.shape(), batch)
+        require_size(past.dim_size(0), batch, op, "B of past")
         require_room[op](past, batch, length, capacity)
         require_keys_and_values[target, op](audio_keys.shape(), audio_values.shape(), batch)
         require_size(audio_values.dim_size(1), heads, op, "H of the audio's values")

@@ -30,15 +30,7 @@ class Step:
         self._inputs = [tokens, past, *constants, rules, *caches]
 
     def run(self, tokens: np.ndarray, past: np.ndarray, rules: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Makes a step.
-
-        Args:
-            tokens: (B, 1) int32.
-            past: (B) int32: tokens that are in the caches.
-            rules: (B, 4) int32.
-
-        Returns:
-            The tokens picked, int32 (B), and their log probabilities, float32 (B).
+        """Makes a step, as `replay.Step.run` does on a GPU.
 
         Raises:
             ValueError: A shape is another, or a kernel refuses what it is given.
