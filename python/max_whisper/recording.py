@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from max_whisper.audio import SAMPLE_RATE, as_floats, check_samples, decode
+from max_whisper.audio import SAMPLE_RATE, as_floats, check_samples
 from max_whisper.errors import AudioError
 
 IN_MEMORY = 8 * 2**20  # bytes: four minutes
@@ -108,4 +108,6 @@ def open_recording(source: Any) -> Recording:
         return source
     if isinstance(source, np.ndarray):
         return ArrayRecording(check_samples(source))
+    from max_whisper.media import decode
+
     return SpooledRecording(decode(source))
