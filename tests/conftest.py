@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from max_whisper.cache import cache_dir
-from tests import models
+from tests import ahead, models
+from tests.one_thread import start_one_thread
 from tests.phantom.install import install, is_needed
 from tests.phantom.launch import Options
 
@@ -22,16 +23,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def _on_gpu(config: pytest.Config) -> bool:
+    marks = config.option.markexpr
+    return ("gpu" in marks or "nightly" in marks) and "not gpu" not in marks
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Where GPU tests are asked for and no GPU is there, puts the phantom one in its place: before MAX is imported."""
-    marks = config.option.markexpr
-    if ("gpu" in marks or "nightly" in marks) and "not gpu" not in marks and is_needed():
+    if _on_gpu(config) and is_needed():
         options = config.option
         launch, _, block = (options.only_block or "").rpartition(":")
         driver = install(cache_dir() / "phantom", with_lines=options.lines)
         driver.options = Options(
             only_block=int(block) if block else None, only_launch=int(launch or 0), trace=options.trace_thread
         )
+        start_one_thread("gpu")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,13 +46,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    wanted = {model for item in session.items for model in getattr(getattr(item, "module", None), "MODELS", ())}
-    if wanted and not session.config.option.collectonly:
-        models.prepare(wanted)
+    if session.config.option.collectonly or _on_gpu(session.config):
+        return
+    modules = {getattr(item, "module", None) for item in session.items}
+    together = models.prepare({name for module in modules for name in getattr(module, "MODELS", ())})
+    ahead.start([getattr(module, "__name__", "") for module in modules], together)
 
 
 def pytest_sessionfinish() -> None:
     models.stop()
+    ahead.stop()
 
 
 @pytest.fixture

@@ -17,6 +17,9 @@ from functools import cache
 from typing import Any
 from unittest.mock import patch
 
+from tests import ahead
+from tests.one_thread import start_one_thread
+
 ALONE = "tiny.en"
 DTYPE = "float16"
 
@@ -24,17 +27,23 @@ _builder: subprocess.Popen | None = None
 _together: str | None = None
 
 
-def prepare(names: set[str]) -> None:
-    """Starts compiling what is to be compiled alone, and names what is to be compiled with the kernels' ops."""
+def prepare(names: set[str]) -> str | None:
+    """Starts compiling what is to be compiled alone, and names what is to be compiled with the kernels' ops.
+
+    Returns:
+        The latter.
+    """
     global _builder, _together
     if ALONE in names:
         _builder = subprocess.Popen([sys.executable, "-m", "tests.models"], stderr=subprocess.DEVNULL)
     if others := sorted(names - {ALONE}):
         (_together,) = others
-        _compile_with_ops(_together)
+        compile_with_ops(_together)
+    return _together
 
 
-def _compile_with_ops(name: str) -> None:
+def compile_with_ops(name: str) -> None:
+    """Names a model's graphs to be compiled with the kernels' ops."""
     from max_whisper import compiled, eager, packed, runtime
     from max_whisper.checkpoint import load_checkpoint
 
@@ -60,6 +69,7 @@ def load(name: str) -> Any:
     from max_whisper.model import load_model
 
     if name == _together:
+        ahead.wait()
         with patch.object(compiled, "build"), patch.object(runtime, "load", lambda *_: eager.graphs("cpu")):
             return load_model(name, dtype=DTYPE)
     if _builder:
@@ -77,4 +87,5 @@ def _build() -> None:
 
 
 if __name__ == "__main__":
+    start_one_thread()
     _build()

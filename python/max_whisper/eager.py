@@ -75,9 +75,14 @@ def prepare_graphs(device: str, add: Callable[[GraphModule], None], weights: Cal
 def graphs(device: str) -> dict[str, Model]:
     """The graphs that `prepare_graphs` named, by name."""
     if device not in _graphs:
-        use(device)
-        _compile({named for named in _prepared if named[1] == device}, device)
+        compile_prepared(device)
     return _graphs[device]
+
+
+def compile_prepared(device: str = "cpu") -> None:
+    """Compiles all ops and graphs that were named for a device, now."""
+    use(device)
+    _compile({named for named in _prepared if named[1] == device}, device)
 
 
 def compile_op(op: Op, buffers: list[Buffer], parameters: dict[str, Any]) -> Model:
