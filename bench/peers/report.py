@@ -132,7 +132,8 @@ The same trained weights, the same samples, greedy at temperature 0, two threads
 of its own; medians. Every engine has the settings that are best for it on this machine; where that differs from task to
 task, the best counts. Decoding is a stream of 200 tokens less one of 8, with the end of text held back. A start is a
 whole process, from nothing to the text of the short recording; our own decodes the file and is the command line, the
-others are spared that. Memory is the largest resident size of that process. Recordings: {lengths}.
+others are spared that. Memory is the largest resident size of that process (a second one
+of 45 MB decodes for our command line, and has ended before it is that large). Recordings: {lengths}.
 
 `make peers` (or `pixi run peers`) installs the peers in `.peers`, converts the weights, measures, and writes this page.
 
