@@ -51,11 +51,13 @@ def test_errors_are_those_of_decode(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_process_that_dies_is_an_error(tmp_path: Path, begun: bool) -> None:
+    """Once before it has written anything, once when the pipe is full and a piece is not whole."""
     code = f"""if True:
         from max_whisper.errors import AudioError
         pieces = iter(beside)
         if {begun}:
             next(pieces)
+            time.sleep(0.5)
         os.kill(beside._child, 9)
         try:
             list(pieces)

@@ -61,7 +61,10 @@ class DecodedBeside:
                 if n_bytes == _END:
                     os.waitpid(self._child, 0)
                     return
-                yield np.frombuffer(pipe.read(n_bytes), np.int16)
+                piece = pipe.read(n_bytes)
+                if len(piece) < n_bytes:
+                    break
+                yield np.frombuffer(piece, np.int16)
         _, status = os.waitpid(self._child, 0)
         raise AudioError(
             f"{self._source!r} could not be decoded: the process that did it ended with {os.waitstatus_to_exitcode(status)}"

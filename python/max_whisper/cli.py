@@ -226,6 +226,7 @@ def transcribe(options: Namespace) -> int:
     get_tokenizer(checkpoint.vocabulary, language=options.language, task=options.task)  # refuses what it does not know
     failed: list[str] = []
     files = [file for file in options.files if _is_there(file, failed)]
+    # Where MAX is loaded already there is nothing to do meanwhile, and threads that a copy of the process would lack.
     beside = DecodedBeside(files[0]) if files and "max" not in sys.modules else None
 
     from max_whisper.model import load_model  # loads MAX's libraries, meanwhile
