@@ -12,13 +12,17 @@ from pathlib import Path
 
 
 @contextmanager
-def one_core() -> Iterator[None]:
-    """Keeps this thread, and what it starts, on one core, if cores can be chosen here."""
+def one_core(which: int = 0) -> Iterator[None]:
+    """Keeps this thread, and what it starts, on one core, if cores can be chosen here.
+
+    Args:
+        which: Of what is to run side by side.
+    """
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
     cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(cores)})
+    os.sched_setaffinity(0, {sorted(cores)[which % len(cores)]})
     try:
         yield
     finally:

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,32 @@ ONE_LAYER = ModelDimensions(80, 1500, 384, 6, 1, 51864, 448, 384, 6, 1)
 """tiny.en has the same ops in four layers, which take the compiler three times as long."""
 
 
-@pytest.fixture(autouse=True)
-def _compiles_as_users_do(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def _compiles_as_users_do() -> Iterator[None]:
     """Without what the phantom tells MAX's compilers."""
-    for name in [name for name in os.environ if name.startswith(("MODULAR_", "PHANTOM_"))]:
-        monkeypatch.delenv(name)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("MODULAR_", "PHANTOM_"))]:
+            patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="module")
+def compilations(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, _compiles_as_users_do: None
+) -> Iterator[dict[tuple[str, str], Future[Path]]]:
+    """Those of the tests that are going to run, side by side: with one thread each they leave cores to one another."""
+
+    def compile_one(which: int, architecture: str, dtype: str) -> Path:
+        path = tmp_path_factory.mktemp(f"{architecture}-{dtype}") / "graphs.mef"
+        with one_core(which):
+            compile_elsewhere(ONE_LAYER, dtype, architecture, path)
+        return path
+
+    tests = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    asked = [item.callspec.params for item in tests if item.originalname == "test_compiles"]
+    pairs = [(str(values["architecture"]), str(values["dtype"])) for values in asked]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {pair: pool.submit(compile_one, which, *pair) for which, pair in enumerate(pairs)}
 
 
 @pytest.mark.parametrize(
@@ -31,11 +54,9 @@ def _compiles_as_users_do(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 @pytest.mark.parametrize("architecture", ["sm_90", "gfx942"])
-def test_compiles(architecture: str, dtype: str, tmp_path: Path) -> None:
+def test_compiles(architecture: str, dtype: str, compilations: dict[tuple[str, str], Future[Path]]) -> None:
     """All graphs, with every op; it fails on any error that the compiler prints."""
-    with one_core():
-        compile_elsewhere(ONE_LAYER, dtype, architecture, tmp_path / "graphs.mef")
-    assert (tmp_path / "graphs.mef").stat().st_size > 50_000
+    assert compilations[architecture, dtype].result().stat().st_size > 50_000
 
 
 @pytest.mark.full
