@@ -3,9 +3,11 @@
 The tests' process finds them there. It has better things to do meanwhile, and needs more than one thread (`one_thread.py`).
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import cache
 from importlib import import_module
 
 from tests.one_thread import start_one_thread
@@ -27,13 +29,20 @@ def start(selected: Iterable[str], together: str | None) -> None:
     if wanted and len(modules) > 1:  # one has so few ops that compiling them takes no longer than finding them
         global _compiler
         command = [sys.executable, "-m", "tests.ahead", together or "", *modules]
-        _compiler = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _compiler = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
+@cache
 def wait() -> None:
-    """Returns when it is done; what it could not compile, the tests' process will try to."""
+    """Returns when it is done.
+
+    Raises:
+        RuntimeError: It failed, and so would the tests' process.
+    """
     if _compiler:
-        _compiler.wait()
+        errors = _compiler.communicate()[1]
+        if _compiler.returncode:
+            raise RuntimeError(f"the kernels' ops do not compile: {errors[-4000:]}")
 
 
 def stop() -> None:
@@ -57,3 +66,5 @@ def _compile(together: str, *modules: str) -> None:
 if __name__ == "__main__":
     start_one_thread()
     _compile(*sys.argv[1:])
+    # MAX 26.7 now and then aborts a process that compiled, when it ends: what failed before has raised.
+    os._exit(0)

@@ -23,14 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def _on_gpu(config: pytest.Config) -> bool:
-    marks = config.option.markexpr
-    return ("gpu" in marks or "nightly" in marks) and "not gpu" not in marks
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Where GPU tests are asked for and no GPU is there, puts the phantom one in its place: before MAX is imported."""
-    if _on_gpu(config) and is_needed():
+    marks = config.option.markexpr
+    if ("gpu" in marks or "nightly" in marks) and "not gpu" not in marks and is_needed():
         options = config.option
         launch, _, block = (options.only_block or "").rpartition(":")
         driver = install(cache_dir() / "phantom", with_lines=options.lines)
@@ -46,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    if session.config.option.collectonly or _on_gpu(session.config):
+    if session.config.option.collectonly:
         return
     modules = {getattr(item, "module", None) for item in session.items}
     together = models.prepare({name for module in modules for name in getattr(module, "MODELS", ())})

@@ -6,9 +6,9 @@ models,
     MODELS = ["tiny.en", "base"]
 
 and those of the selected tests are made ready as soon as it is known which tests they are; see `conftest.py`. tiny.en is
-compiled as users compile it, into the cache, in a process of its own (this file, run), while this one compiles the kernels'
-ops. With these, most of whose code is the same, another model is compiled. The dtype is the one that users get: a kernel's
-test (`test_float16_weights_change_no_bit`) shows that float32 would compute the same.
+compiled as users compile it, into the cache, in a process of its own (this file, run), while another compiles the kernels'
+ops (`ahead.py`). With these, most of whose code is the same, another model is compiled. The dtype is the one that users
+get: a kernel's test (`test_float16_weights_change_no_bit`) shows that float32 would compute the same.
 """
 
 import subprocess

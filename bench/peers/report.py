@@ -133,7 +133,7 @@ of its own; medians. Every engine has the settings that are best for it on this 
 task, the best counts. Decoding is a stream of 200 tokens less one of 8, with the end of text held back. A start is a
 whole process, from nothing to the text of the short recording; our own decodes the file and is the command line, the
 others are spared that. Memory is the largest resident size of that process (a second one
-of 45 MB decodes for our command line, and has ended before it is that large). Recordings: {lengths}.
+of 43 MB decodes for our command line, and has ended before it is that large). Recordings: {lengths}.
 
 `make peers` (or `pixi run peers`) installs the peers in `.peers`, converts the weights, measures, and writes this page.
 
