@@ -56,7 +56,7 @@ trait StripSoftmax(TrivialRegisterPassable):
     def step[
         causal: Bool
     ](
-        self,
+        mut self,
         first: Int,
         count: Int,
         keys: Data[Self.cache_type],
@@ -80,6 +80,17 @@ trait StripSoftmax(TrivialRegisterPassable):
             key: First key of the step, a multiple of `key_block`.
             key_count: Keys of the step.
             seen: How many keys from `key` on the strip's first query sees, if causal; may be negative, or more than there are.
+        """
+        ...
+
+    def finish[causal: Bool](mut self, count: Int):
+        """Completes what the steps have begun: all keys have been seen.
+
+        Parameters:
+            causal: As for `step`.
+
+        Args:
+            count: Queries of the block.
         """
         ...
 

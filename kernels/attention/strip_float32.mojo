@@ -65,7 +65,7 @@ struct Float32Strips[queries_type: DType, keys_type: DType](StripSoftmax):
     def step[
         causal: Bool
     ](
-        self,
+        mut self,
         first: Int,
         count: Int,
         keys: Data[Self.cache_type],
@@ -118,6 +118,10 @@ struct Float32Strips[queries_type: DType, keys_type: DType](StripSoftmax):
             for j in range(0, HEAD, WIDTH):
                 var o = sums.unsafe_load[width=WIDTH](j).fma(correction, added.unsafe_load[width=WIDTH](i * HEAD + j))
                 sums.unsafe_store(j, o)
+
+    def finish[causal: Bool](mut self, count: Int):
+        """Every step has left nothing behind."""
+        pass
 
     def sums(self, query: Int) -> Data[DType.float32]:
         """O of a query."""

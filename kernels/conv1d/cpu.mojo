@@ -22,16 +22,17 @@ from std.memory import stack_allocation
 from ..cpu.epilogue import Epilogue
 from ..cpu.matmul import multiply
 from ..cpu.threads import ForkJoin
+from ..cpu.tile import is_rounded
 from ..data import Data
-from ..math import gelu
+from ..math import gelu, gelu_to_half
 
 comptime TAPS = 3
 """Width of the convolution."""
 
 
 @fieldwise_init
-struct ConvolutionEpilogue[dtype: DType, add_positions: Bool](Epilogue):
-    """Bias, GELU and optionally the positional embedding."""
+struct ConvolutionEpilogue[dtype: DType, weight_type: DType, add_positions: Bool](Epilogue):
+    """Bias, GELU, as exact as the weights, and optionally the positional embedding."""
 
     var output: Data[Self.dtype]
     var bias: Data[Self.dtype]
@@ -41,7 +42,11 @@ struct ConvolutionEpilogue[dtype: DType, add_positions: Bool](Epilogue):
     @always_inline
     def store[width: Int](self, row: Int, column: Int, sums: SIMD[DType.float32, width]):
         """Stores one piece of y[row]."""
-        var y = gelu(sums + self.bias.unsafe_load[width=width](column).cast[DType.float32]())
+        var y = sums + self.bias.unsafe_load[width=width](column).cast[DType.float32]()
+        comptime if is_rounded[Self.weight_type]:
+            y = gelu_to_half(y)
+        else:
+            y = gelu(y)
         var at = row * self.columns + column
         comptime if Self.add_positions:
             y += self.positions.unsafe_load[width=width](at).cast[DType.float32]()
@@ -65,7 +70,7 @@ def convolve[
     channels: Int,
     weight: Data[weight_type],
     stride: Int,
-    epilogue: ConvolutionEpilogue[dtype, add_positions],
+    epilogue: ConvolutionEpilogue[dtype, weight_type, add_positions],
 ):
     """Convolves one batch row.
 
@@ -105,7 +110,7 @@ def _edge_row[
     weight: Data[weight_type],
     stride: Int,
     row: Int,
-    epilogue: ConvolutionEpilogue[dtype, add_positions],
+    epilogue: ConvolutionEpilogue[dtype, weight_type, add_positions],
 ):
     var taps = List[Scalar[dtype]](length=TAPS * channels, fill=0)
     for tap in range(TAPS):

@@ -39,6 +39,9 @@ comptime _EXPONENT = 0x4B00
 """The upper half of the bits of float32 from 2^23 to 2^23 + 2^16. It comes with the lower half of a word, and is taken off what
 is added to the upper: adding is cheaper than masking it."""
 
+comptime _HIGH_ZERO = _ZERO + 65536 - Float32(_EXPONENT)
+"""2^23, and in its lower half what the upper half of a word begins with."""
+
 comptime _ARCH = UInt32(172)
 """The arch's height: 43 / 2^10 at its highest, 64 * 63 * 172 / 2^16 = 10.6 of 128 steps."""
 
@@ -54,8 +57,14 @@ def exp2_offset(maximum: Float32) -> Float32:
 
 
 @always_inline
+def exp2_high_offset(maximum: Float32) -> Float32:
+    """The same for what goes to the upper halves of words."""
+    return _HIGH_ZERO + EXP2_STEPS * (127 - maximum)
+
+
+@always_inline
 def exp2_pairs(
-    low: SIMD[DType.float32, 16], high: SIMD[DType.float32, 16], factor: Float32, offset: Float32
+    low: SIMD[DType.float32, 16], high: SIMD[DType.float32, 16], factor: Float32, offset: Float32, high_offset: Float32
 ) -> SIMD[DType.int32, 16]:
     """Computes 2^(x - maximum) in bfloat16, with x = score * factor / EXP2_STEPS.
 
@@ -64,16 +73,16 @@ def exp2_pairs(
         high: 16 more.
         factor: From a score to steps.
         offset: `exp2_offset(maximum)`; x exceeds the maximum by less than 128.
+        high_offset: `exp2_high_offset(maximum)`.
 
     Returns:
         Pairs of bfloat16: the power for `low[i]` in the lower half of word i, that for `high[i]` in the upper.
     """
-    comptime upper_zero = _ZERO + 65536 - Float32(_EXPONENT)
     var scale = SIMD[DType.float32, 16](factor)
     var x = low.fma(scale, SIMD[DType.float32, 16](offset))
-    var y = high.fma(scale, SIMD[DType.float32, 16](offset + (upper_zero - _ZERO)))
+    var y = high.fma(scale, SIMD[DType.float32, 16](high_offset))
     x = max(x, SIMD[DType.float32, 16](_ZERO))
-    y = max(y, SIMD[DType.float32, 16](upper_zero))
+    y = max(y, SIMD[DType.float32, 16](_HIGH_ZERO))
     var words = bitcast[DType.int32, 16](x) + (bitcast[DType.int32, 16](y) << 16)
     var t = bitcast[DType.uint16, 32](words)
     var f = t & 127

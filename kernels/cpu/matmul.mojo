@@ -22,12 +22,14 @@ of them the sums of a block of rows wait in memory.
 Floor: 2*M*N*K operations; bytes M*K, K*N and M*N elements once each when the blocks fit.
 """
 
-from std.math import ceildiv
+from std.math import ceildiv, clamp
 from std.memory.alloc import unsafe_alloc
 from std.sys import size_of
 
 from ..data import Data
+from .amx import TILE_ROWS
 from .epilogue import Epilogue, finish
+from .few_amx import multiply_few
 from .narrow import multiply_dots
 from .narrow_amx import multiply_amx
 from .operand import AMX, DEEPEST, operand_type
@@ -39,6 +41,7 @@ from .tile import (
     ROWS,
     WIDTH,
     group,
+    is_rounded,
     multiply_tile,
     panel_rows,
     row_size,
@@ -115,6 +118,10 @@ def multiply_block[
     comptime if a_type == DType.float32:
         var rows = row_end - row_begin
         var x = a.unsafe_bitcast[Float32]()
+        comptime if AMX and is_rounded[b_type]:
+            if 1 < rows and rows <= ROWS and depth <= DEEPEST:
+                multiply_few(x, a_stride, b, depth, row_begin, row_end, panel_begin, panel_end, columns, epilogue)
+                return
         comptime for few in range(2):
             comptime many = few == 0
             comptime operand = operand_type(b_type, many=many)
@@ -218,7 +225,8 @@ def multiply[
     if rows >= 8 * ROWS * worker_count():
         # Where rows are rounded to operands or split first, a piece has all panels, so that it happens once, and enough rows
         # to count as many; where panels are widened or split, as many rows as that is worth.
-        var heights = min(worker_count() * TURNS, rows // (4 * ROWS))
+        comptime unit = 2 * TILE_ROWS if AMX else ROWS  # rows of a tile
+        var heights = min(worker_count() * TURNS, rows // (3 * unit if AMX else 4 * unit))
         var widths = 1
         comptime if _splits[a_type, b_type]:
             heights = ceildiv(rows, _SPLIT_ROWS)
@@ -226,8 +234,8 @@ def multiply[
             if not _rounds_rows[a_type, b_type](depth):
                 heights = ceildiv(rows, _block_rows(_pass_depth[b_type](depth)))
                 widths = min(panels, ceildiv(worker_count() * TURNS, heights))
-        var strips = ceildiv(rows, ROWS)
-        heights = min(heights, strips)
+        var strips = ceildiv(rows, unit)
+        heights = clamp(heights, 1, strips)
 
         @always_inline
         def some_pieces(begin: Int, end: Int) {imm}:
@@ -239,8 +247,8 @@ def multiply[
                     a_stride,
                     b,
                     depth,
-                    strips * height // heights * ROWS,
-                    min(strips * (height + 1) // heights * ROWS, rows),
+                    strips * height // heights * unit,
+                    min(strips * (height + 1) // heights * unit, rows),
                     panels * width // widths,
                     panels * (width + 1) // widths,
                     columns,

@@ -29,7 +29,7 @@ comptime SUMS = 2 * PANEL
 
 
 @no_inline
-def _pad(b: Data[DType.int32], rows: Int, output: Data[DType.int32]):
+def pad(b: Data[DType.int32], rows: Int, output: Data[DType.int32]):
     """Copies fewer than 16 rows of a panel and fills the register up with zeros."""
     for row in range(PANEL):
         var words = SIMD[DType.int32, PANEL](0)
@@ -89,7 +89,7 @@ def multiply_amx[
             var panels = min(2, panel_end - panel)
             var values = b_words.unsafe_offset(panel * stride + scale_rows[b_type] * PANEL)
             for i in range(panels):
-                _pad(
+                pad(
                     values.unsafe_offset(i * stride + whole * WORDS),
                     count - whole * PANEL,
                     tails.unsafe_offset(i * WORDS),

@@ -7,13 +7,15 @@ are those of one register tile, where reading the weights is what takes the time
 | -------- | ---- | ------------- | --------------- | ------------------------ | -------------------------- |
 | bfloat16 | many | AMX           | bfloat16        | tdpbf16ps                | 16                         |
 | bfloat16 | many | AVX-512 BF16  | bfloat16        | vdpbf16ps                | 2                          |
+| bfloat16 | 2 to 12 | AMX        | (float32)       | 3 tdpbf16ps, `few_amx.mojo` | reading b is what takes the time |
 | bfloat16 | all other cases      | (float32)       | b is widened, `tile.mojo` | 1                         |
 | float16  | many | AMX           | (float32)       | 5 tdpbf16ps, `split_amx.mojo` | 3                     |
 | float32  | many | AMX           | (float32)       | 6 tdpbf16ps, `split_amx.mojo` | 2.7                   |
 | both     | all other cases      | (float32)       | b is widened, `tile.mojo` | 1                         |
 | int8     | many | AMX           | 8 bits, by row  | tdpbssd                  | 32                         |
 | int8     | many | AVX-512 VNNI  | 8 bits, by row  | vpdpbusd                 | 4                          |
-| int8     | all other cases      | 12 bits, by row | vpmaddwd                 | 2                          |
+| int8     | 2 to 12 | AMX        | 12 bits, by row | 2 tdpbssd, `few_amx.mojo` | reading b is what takes the time |
+| int8     | all other cases      | 12 bits, by row | vpdpwssd, vpmaddwd       | 2                          |
 
 "8 bits, by row": x[i, k] ~ scale[i] * n with |n| <= 127, scale[i] = max |x[i, :]| / 127. Sums of products of integers are
 exact in int32. AVX2 could multiply bytes (vpmaddubsw), but its sums of two saturate beyond 7 bits, and it takes a third
@@ -27,6 +29,7 @@ Rows of A go in strips of R rows, as the instruction takes them, C times 4 bytes
 Four neighbouring k of int8, a, b, c, d, become int16 in the order a c | b d: from bytes, that takes shifts only.
 """
 
+from std.math import clamp
 from std.memory import bitcast
 from std.sys import CompilationTarget, llvm_intrinsic, size_of
 from std.sys.defines import get_defined_string
@@ -38,7 +41,8 @@ from .tile import WIDTH
 comptime EMULATED = get_defined_string["MAX_WHISPER_EMULATE", ""]()
 """For tests: "amx" or "avx512" takes the CPU for one with these instructions, and computes in plain memory what they do."""
 
-comptime HARDWARE_AMX = CompilationTarget._has_feature["amx-bf16"]() and CompilationTarget._has_feature["amx-int8"]()
+comptime _HAS_AMX = CompilationTarget._has_feature["amx-bf16"]() and CompilationTarget._has_feature["amx-int8"]()
+comptime HARDWARE_AMX = _HAS_AMX and EMULATED == ""
 comptime AMX = HARDWARE_AMX or EMULATED == "amx"
 comptime HARDWARE_DOT_BFLOAT16 = CompilationTarget._has_feature["avx512bf16"]() and WIDTH == 16
 comptime HARDWARE_DOT_INT8 = CompilationTarget._has_feature["avx512vnni"]() and WIDTH == 16
@@ -114,7 +118,9 @@ def dot[
         comptime assert operand == DType.int16, "the SIMD bodies multiply bfloat16, uint8 and int16"
         var a_16 = bitcast[DType.int16, 2 * WIDTH](a)
         var b_16 = bitcast[DType.int16, 2 * WIDTH](b)
-        comptime if CompilationTarget.is_x86() and WIDTH == 16:
+        comptime if HARDWARE_DOT_INT8:
+            return llvm_intrinsic["llvm.x86.avx512.vpdpwssd.512", SIMD[DType.int32, WIDTH]](sums, a_16, b_16)
+        elif CompilationTarget.is_x86() and WIDTH == 16:
             return sums + llvm_intrinsic["llvm.x86.avx512.pmaddw.d.512", SIMD[DType.int32, WIDTH]](a_16, b_16)
         elif CompilationTarget.is_x86() and WIDTH == 8:
             return sums + llvm_intrinsic["llvm.x86.avx2.pmadd.wd", SIMD[DType.int32, WIDTH]](a_16, b_16)
@@ -128,7 +134,7 @@ comptime _ROUND = Float32(12582912)
 """1.5 * 2^23: adding it rounds to an integer that stands, as two's complement, in the low bits."""
 
 
-def _scale[operand: DType](x: Data[DType.float32], depth: Int) -> Float32:
+def row_scale[operand: DType](x: Data[DType.float32], depth: Int) -> Float32:
     """What a step of a row's integers stands for; NaN if the row holds NaN or infinity."""
     var largest = SIMD[DType.float32, WIDTH](0)
     var poison = SIMD[DType.float32, WIDTH](0)
@@ -149,9 +155,20 @@ def _scale[operand: DType](x: Data[DType.float32], depth: Int) -> Float32:
 def round_bfloat16(x: SIMD[DType.float32, 16]) -> SIMD[DType.int32, 16]:
     """The bits of the nearest bfloat16, ties to even, in the lower half of each word; what the upper holds does not count.
     """
-    var bits = bitcast[DType.int32, 16](x)
-    var nearest = bits + 0x7FFF + ((bits >> 16) & 1)
-    return x.ne(x).select(bits | 0x400000, nearest) >> 16  # what is NaN stays NaN
+    comptime if HARDWARE_DOT_BFLOAT16:  # one instruction; what is below 2^-126 becomes 0, as its products do
+        var rounded = llvm_intrinsic["llvm.x86.avx512bf16.cvtneps2bf16.512", SIMD[DType.bfloat16, 16]](x)
+        return bitcast[DType.int16, 16](rounded).cast[DType.int32]()
+    else:
+        var bits = bitcast[DType.int32, 16](x)
+        var nearest = bits + 0x7FFF + ((bits >> 16) & 1)
+        return x.ne(x).select(bits | 0x400000, nearest) >> 16  # what is NaN stays NaN
+
+
+@always_inline
+def integers(x: SIMD[DType.float32, 16], inverse: Float32) -> SIMD[DType.int32, 16]:
+    """The integers nearest to x * inverse, ties to even, in the lower 22 bits of each word; what the upper hold does not count.
+    """
+    return bitcast[DType.int32, 16](x.fma(SIMD[DType.float32, 16](inverse), SIMD[DType.float32, 16](_ROUND)))
 
 
 @always_inline
@@ -162,7 +179,7 @@ def _operands[operand: DType](x: SIMD[DType.float32, 16], inverse: Float32) -> S
     comptime if operand == DType.bfloat16:
         return bitcast[DType.int32, words](round_bfloat16(x).cast[DType.int16]())
     else:
-        var bits = bitcast[DType.int32, 16](x.fma(SIMD[DType.float32, 16](inverse), SIMD[DType.float32, 16](_ROUND)))
+        var bits = integers(x, inverse)
         comptime if operand == DType.int16:
             var values = bits.cast[DType.int16]()
             return bitcast[DType.int32, words](values.shuffle[0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15]())
@@ -202,28 +219,26 @@ def pack_strip[
         scales: Receives the scale of each row; untouched for bfloat16.
     """
     comptime size = 16 // lanes[operand]
+    var whole = depth // 16 * 16 // lanes[operand]  # words of which all elements exist
     for row in range(strip):
+        var here = row < rows
         var inverse = Float32(0)
         comptime if operand != DType.bfloat16:
-            var scale = Float32(0)
-            if row < rows:
-                scale = _scale[operand](x.unsafe_offset(row * stride), depth)
+            var scale = row_scale[operand](x.unsafe_offset(row * stride), depth) if here else 0
             scales[unsafe_offset=row] = scale
-            if scale > 0:
-                inverse = 1 / scale
-        for first in range(0, words, size):
-            var k = first * lanes[operand]
-            var values = SIMD[DType.float32, 16](0)
-            if row < rows:
-                if k + 16 <= depth:
-                    values = x.unsafe_load[width=16](row * stride + k)
-                else:
-                    for i in range(depth - k):
-                        values[i] = x[unsafe_offset=row * stride + k + i]
-            var out = _operands[operand](values, inverse)
-            var place = (first // chunk * strip + row) * chunk + first % chunk
-            if first + size <= words:
-                packed.unsafe_store(place, out)
-            else:
-                for i in range(words - first):
-                    packed[unsafe_offset=place + i] = out[i]
+            inverse = 1 / scale if scale > 0 else 0
+        for begin in range(0, words, chunk):
+            var line = packed.unsafe_offset(begin * strip + row * chunk)
+            var source = x.unsafe_offset(row * stride + begin * lanes[operand])
+            var full = clamp(whole - begin, 0, chunk) if here else 0
+            for word in range(0, full, size):
+                var values = source.unsafe_load[width=16](word * lanes[operand])
+                line.unsafe_store(word, _operands[operand](values, inverse))
+            for word in range(full, chunk, size):  # what is behind the last element, and rows that are missing
+                var values = SIMD[DType.float32, 16](0)
+                var k = (begin + word) * lanes[operand]
+                for i in range(min(depth - k, 16) if here else 0):
+                    values[i] = x[unsafe_offset=row * stride + k + i]
+                var out = _operands[operand](values, inverse)
+                for i in range(min(size, chunk - word)):
+                    line[unsafe_offset=word + i] = out[i]

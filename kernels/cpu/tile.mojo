@@ -53,6 +53,9 @@ comptime VECTORS = PANEL // WIDTH
 comptime group[dtype: DType]: Int = 1 if dtype == DType.float16 else size_of[DType.float32]() // size_of[dtype]()
 """G: values of k that lie together in a panel."""
 
+comptime is_rounded[dtype: DType]: Bool = dtype == DType.bfloat16 or dtype == DType.int8
+"""Whether weights of this type are less exact than those that Whisper was published with."""
+
 comptime row_size[dtype: DType]: Int = PANEL * group[dtype]
 """Elements in a row of a panel."""
 

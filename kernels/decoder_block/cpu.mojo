@@ -27,6 +27,7 @@ from ..attention.strip import HEAD
 from ..attention.strip_float32 import Float32Strips
 from ..cpu.matmul import multiply
 from ..cpu.threads import Team, in_team
+from ..cpu.tile import is_rounded
 from ..data import Data
 from ..layer_norm.cpu import layer_norm
 from ..linear.cpu import BiasEpilogue
@@ -68,7 +69,7 @@ struct Cache[cache_type: DType](TrivialRegisterPassable):
 struct DecoderBlock[weight_type: DType, cache_type: DType](TrivialRegisterPassable):
     """The weights, caches and sizes of one block."""
 
-    comptime _rounded = Self.weight_type == DType.bfloat16 or Self.weight_type == DType.int8
+    comptime _rounded = is_rounded[Self.weight_type]
 
     var norm: Norm
     """In front of self-attention."""
@@ -149,7 +150,9 @@ struct DecoderBlock[weight_type: DType, cache_type: DType](TrivialRegisterPassab
         team: Team,
         residual: Data[DType.float32] = Data[DType.float32].unsafe_dangling(),
     ):
-        var epilogue = BiasEpilogue[DType.float32, gelu, add_residual](output, layer.bias, residual, columns)
+        var epilogue = BiasEpilogue[DType.float32, gelu, add_residual, Self._rounded](
+            output, layer.bias, residual, columns
+        )
         multiply(x, depth, layer.weight, self.batch * self.length, columns, depth, epilogue, team)
 
     def _attend_to_text(self, output: Data[DType.float32], rows: Data[DType.float32], team: Team):

@@ -9,12 +9,19 @@ applied to the sums while they are in registers, so they cost no pass over memor
 
 from ..cpu.epilogue import Epilogue
 from ..data import Data
-from ..math import gelu
+from ..math import gelu, gelu_to_half
 
 
 @fieldwise_init
-struct BiasEpilogue[dtype: DType, apply_gelu: Bool, add_residual: Bool](Epilogue):
-    """Bias, then optionally GELU, then optionally a residual of the output's shape."""
+struct BiasEpilogue[dtype: DType, apply_gelu: Bool, add_residual: Bool, rounded: Bool = False](Epilogue):
+    """Bias, then optionally GELU, then optionally a residual of the output's shape.
+
+    Parameters:
+        dtype: Element type of the output.
+        apply_gelu: Whether to apply GELU.
+        add_residual: Whether to add a residual.
+        rounded: Whether weights are rounded to bfloat16 or int8: GELU then is as exact as they are.
+    """
 
     var output: Data[Self.dtype]
     var bias: Data[Self.dtype]
@@ -26,7 +33,10 @@ struct BiasEpilogue[dtype: DType, apply_gelu: Bool, add_residual: Bool](Epilogue
         """Stores one piece of a row of y."""
         var y = sums + self.bias.unsafe_load[width=width](column).cast[DType.float32]()
         comptime if Self.apply_gelu:
-            y = gelu(y)
+            comptime if Self.rounded:
+                y = gelu_to_half(y)
+            else:
+                y = gelu(y)
         var at = row * self.columns + column
         comptime if Self.add_residual:
             y += self.residual.unsafe_load[width=width](at).cast[DType.float32]()

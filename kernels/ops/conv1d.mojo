@@ -78,7 +78,7 @@ def _conv1d[
                 channels,
                 data(weight),
                 stride,
-                cpu.ConvolutionEpilogue[dtype, add_positions](
+                cpu.ConvolutionEpilogue[dtype, weight_type, add_positions](
                     data(output).unsafe_offset(b * output.dim_size(1) * columns), data(bias), positions, columns
                 ),
             )

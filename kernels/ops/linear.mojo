@@ -6,6 +6,7 @@ from max.gpu.host import DeviceContext
 
 from ..cpu.matmul import multiply
 from ..cpu.threads import ForkJoin
+from ..cpu.tile import is_rounded
 from ..data import Data, data, require, require_contiguous, require_size
 from ..gpu.tile import TILE_M
 from ..layer_norm.gpu import MAX_COLUMNS
@@ -131,7 +132,9 @@ def _linear[
             x.size() // depth,
             columns,
             depth,
-            BiasEpilogue[dtype, gelu, add_residual](data(output), data(bias), data(residual), columns),
+            BiasEpilogue[dtype, gelu, add_residual, is_rounded[weight_type]](
+                data(output), data(bias), data(residual), columns
+            ),
             ForkJoin(),
         )
     else:

@@ -63,8 +63,8 @@ class Format:
     """Dtypes of a model's weights and of the keys and values that its decoder keeps, and which device reads them.
 
     On a GPU everything has one dtype. On a CPU the matrices of the linear layers have the dtype that is asked for; biases,
-    layer norms and positions stay float32; in a model of int8 the two convolutions, which see the signal itself, stay
-    float16. Of the vocabulary a step reads few rows, which nothing is gained by rounding: they have at least float16, and
+    layer norms and positions stay float32; in a model of int8 the two convolutions, which see the signal itself, are
+    bfloat16. Of the vocabulary a step reads few rows, which nothing is gained by rounding: they have at least float16, and
     a screen in four bits tells which (`max_whisper.screen`). A step reads all keys and values of the window: they are
     float16, which changes no token of any recording at hand, or float32 where nothing is to be rounded.
     """
@@ -84,7 +84,7 @@ class Format:
         return cls(
             device,
             matrices=dtype,
-            convolutions="float16" if dtype == "int8" else dtype,
+            convolutions="bfloat16" if dtype == "int8" else dtype,
             vectors="float32",
             vocabulary="float32" if dtype == "float32" else "float16",
             caches="float32" if dtype == "float32" else "float16",

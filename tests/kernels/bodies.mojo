@@ -5,6 +5,7 @@ Activations are integers that every operand holds exactly, so the products are e
 shows, however small. Shapes lie around the tiles' 3, 6, 12, 16 and 32 rows, 16 and 32 columns, and 2, 4, 32 and 64 k.
 """
 
+from std.ffi import external_call
 from std.math import ceildiv, exp
 from std.memory import bitcast
 from std.memory.alloc import unsafe_alloc
@@ -16,7 +17,7 @@ from kernels.attention.strip import HEAD
 from kernels.attention.strip_bfloat16 import Bfloat16Strips
 from kernels.cpu.epilogue import Epilogue
 from kernels.cpu.matmul import multiply_block
-from kernels.cpu.operand import operand_type
+from kernels.cpu.operand import HARDWARE_AMX, operand_type
 from kernels.cpu.tile import PANEL, ROWS, group, panel_rows, panel_scales, row_size, scale_rows
 from kernels.data import Data
 
@@ -110,7 +111,7 @@ def check[dtype: DType](rows: Int, columns: Int, depth: Int) raises:
 
 
 def check_rounding[dtype: DType](rows: Int, columns: Int, depth: Int) raises:
-    """Raises unless a product of float32 with weights of float32 or float16 is exact but for float32's rounding of sums, and for
+    """Raises unless a product of float32 with weights of float32, float16 or bfloat16 is exact but for float32's rounding of sums, and for
     what the tile unit leaves out of products (`cpu/split_amx.mojo`): 2^-21 of their magnitudes, 2^-22 for float16."""
     comptime left_out = 4 if dtype == DType.float16 else 8
     var x = unsafe_alloc[Float32](rows * depth)
@@ -279,11 +280,19 @@ def check_attention(queries: Int, keys: Int, step: Float64) raises:
     p.unsafe_free()
 
 
+def require_amx() raises:
+    """Asks the operating system for the tile registers, as `max_whisper.target` does."""
+    if external_call["syscall", Int](158, 0x1023, 18) != 0:
+        raise Error("the operating system refuses AMX")
+
+
 def main() raises:
     """Checks all shapes."""
     seed()
+    comptime if HARDWARE_AMX:
+        require_amx()
     print(operand_type(DType.bfloat16, many=True), operand_type(DType.int8, many=True))
-    for rows in [1, 2, 3, 4, 5, 6, 7, 12, 13, 16, 17, 31, 32, 33, 49, 65]:
+    for rows in [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 31, 32, 33, 49, 65]:
         for columns, depth in [
             (16, 32),
             (17, 33),
@@ -298,6 +307,8 @@ def main() raises:
             check[DType.float32](rows, columns, depth)
             check_rounding[DType.float32](rows, columns, depth)
             check_rounding[DType.float16](rows, columns, depth)
+            if rows <= ROWS:  # of few rows nothing is rounded
+                check_rounding[DType.bfloat16](rows, columns, depth)
             check[DType.float16](rows, columns, depth)
             check[DType.bfloat16](rows, columns, depth)
             check[DType.int8](rows, columns, depth)

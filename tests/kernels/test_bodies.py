@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from max_whisper.target import cpu_features, needed_features
+
+has_amx = pytest.mark.skipif(not needed_features("sapphirerapids") <= cpu_features(), reason="this CPU has no AMX")
+
 PROGRAM = Path(__file__).with_name("bodies.mojo")
 
 
@@ -27,8 +31,9 @@ def build(output: Path, *options: str) -> None:
         (["-D", "MAX_WHISPER_EMULATE=amx"], "bfloat16 int8"),
         (["-D", "MAX_WHISPER_EMULATE=avx512"], "bfloat16 uint8"),
         (["--target-cpu", "x86-64-v2"], "float32 int16"),
+        pytest.param(["--target-cpu", "sapphirerapids"], "bfloat16 int8", marks=has_amx),
     ],
-    ids=["amx", "avx512", "sse"],
+    ids=["amx", "avx512", "sse", "amx hardware"],
 )
 def test_products(tmp_path, options, operands):
     build(tmp_path / "bodies", *options)
