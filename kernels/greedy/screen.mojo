@@ -5,7 +5,7 @@
     |rough[b, v] - logit[b, v]| <= |x[b]| * error[v] + |x[b] - what x[b] is rounded to| * norm[v]
 
 by Cauchy and Schwarz: error[v] is the norm of what rounding took from token v, norm[v] that of what it left. n has 4 bits;
-x is rounded to 12, so its part of the bound is a fiftieth.
+x is rounded to 12, so its part of the bound is a hundredth, or to 8 where there is an instruction for bytes: a fifth.
 
     panel: 16 tokens          +--------+--------+---------------+----------------------------------+
     rows of 64 bytes          | errors | norms  | scales, half  | 4 rows for each group: in a row  |
@@ -13,7 +13,8 @@ x is rounded to 12, so its part of the bound is a fiftieth.
                               +--------+--------+---------------+----------------------------------+
 
 A word of 4 bytes holds 8 k of a token, two in each of four shifts: they meet x two at a time, as the operands of
-`operand.mojo` do that are int16 (vpmaddwd, of which every CPU has a kind), and sum up in int32 over a group.
+`operand.mojo` do that are int16 (vpmaddwd, of which every CPU has a kind), and sum up in int32 over a group. Or four at a
+time, as bytes n + 8 without sign (vpdpbusd), in a third of the instructions; then a group's sum begins with -8 sum x.
 
 Cost for B rows: 2*B*V*D operations, V * (D / 2 + D / 16 + 26) bytes: 12.7 MB for tiny, where float16 has 39.8.
 """
@@ -24,7 +25,7 @@ from std.memory import bitcast
 from std.memory.alloc import unsafe_alloc
 
 from ..cpu.matmul import multiply
-from ..cpu.operand import dot, pack_strip
+from ..cpu.operand import DOT_INT8, dot, integers, row_scale
 from ..cpu.prefetch import ask_for
 from ..cpu.threads import Workers
 from ..cpu.tile import PANEL, VECTORS, WIDTH, widened
@@ -40,9 +41,21 @@ comptime ROW_BYTES = 4 * PANEL
 comptime _WORDS = GROUP // 8
 """Rows of a group: 8 columns each."""
 
-comptime _TOGETHER = 4
+comptime _BYTES = DOT_INT8
+"""Whether x is rounded to bytes."""
+
+comptime _operand = DType.int8 if _BYTES else DType.int16
+"""What x is rounded to."""
+
+comptime _X_WORDS = GROUP // 4 if _BYTES else GROUP // 2
+"""Times 4 bytes of x in a group."""
+
+comptime _TOGETHER = 8 if _BYTES else 4
 """Rows of x that meet a panel at once."""
 
+
+comptime _SLACK = Float32(1.0009765625)
+"""What the norm of a rounding error is multiplied with, as it is rounded itself."""
 
 comptime _AHEAD = 2
 """Panels between the one that is multiplied and the one that is asked for."""
@@ -64,6 +77,7 @@ def _rough_tile[
 ](
     x: Data[DType.int32],
     x_stride: Int,
+    starts: Data[DType.int32],
     scales: Data[DType.float32],
     shifts: Data[DType.float32],
     shift_stride: Int,
@@ -78,8 +92,9 @@ def _rough_tile[
         rows: Rows of x.
 
     Args:
-        x: Rows of pairs of int16.
+        x: Rows of pairs of int16, or of four bytes.
         x_stride: Times 4 bytes from one row of x to the next.
+        starts: With what the sum of each group begins, for each row; not read where x is int16.
         scales: What a step of each row's integers stands for.
         shifts: m h of each row.
         shift_stride: Elements from one of them to the next.
@@ -98,22 +113,35 @@ def _rough_tile[
     comptime for first in range(0, VECTORS, columns):
         var totals = Array[SIMD[DType.float32, WIDTH], rows * columns](fill=SIMD[DType.float32, WIDTH](0))
         for g in range(groups):
-            var sums = Array[SIMD[DType.int32, WIDTH], rows * columns](fill=SIMD[DType.int32, WIDTH](0))
+            var sums = Array[SIMD[DType.int32, WIDTH], rows * columns](uninitialized=True)
+            comptime for i in range(rows):
+                comptime for v in range(columns):
+                    sums[i * columns + v] = SIMD[DType.int32, WIDTH](
+                        starts[unsafe_offset=i * groups + g] if _BYTES else 0
+                    )
             comptime for w in range(_WORDS):
                 comptime if first == 0:
                     ask_for(later.unsafe_offset((head + g * _WORDS + w) * PANEL))
-                comptime for shift in range(4):
+                comptime steps = _X_WORDS // _WORDS
+                comptime for step in range(steps):
                     var n = Array[SIMD[DType.int32, WIDTH], columns](uninitialized=True)
                     comptime for v in range(columns):
                         var word = words.unsafe_load[width=WIDTH]((g * _WORDS + w) * PANEL + (first + v) * WIDTH)
-                        var pairs = bitcast[DType.int16, 2 * WIDTH](word) << Int16(12 - 4 * shift) >> 12
-                        n[v] = bitcast[DType.int32, WIDTH](pairs)
+                        comptime if _BYTES:
+                            n[v] = ((word >> 4 if step else word) ^ 0x08080808) & 0x0F0F0F0F
+                        else:
+                            var pairs = bitcast[DType.int16, 2 * WIDTH](word) << Int16(12 - 4 * step) >> 12
+                            n[v] = bitcast[DType.int32, WIDTH](pairs)
                     comptime for i in range(rows):
-                        var pair = SIMD[DType.int32, WIDTH](
-                            x[unsafe_offset=i * x_stride + (g * _WORDS + w) * 4 + shift]
+                        var x_k = SIMD[DType.int32, WIDTH](
+                            x[unsafe_offset=i * x_stride + (g * _WORDS + w) * steps + step]
                         )
                         comptime for v in range(columns):
-                            sums[i * columns + v] = dot[DType.int16](sums[i * columns + v], pair, n[v])
+                            comptime at = i * columns + v
+                            comptime if _BYTES:
+                                sums[at] = dot[DType.uint8](sums[at], n[v], x_k)
+                            else:
+                                sums[at] = dot[DType.int16](sums[at], x_k, n[v])
             comptime for v in range(columns):
                 var scale = widened(halves, g * PANEL + (first + v) * WIDTH)
                 comptime for i in range(rows):
@@ -125,6 +153,57 @@ def _rough_tile[
             comptime for v in range(columns):
                 var logits = totals[i * columns + v].fma(scale, shift)
                 rough.unsafe_store(i * rough_stride + (first + v) * WIDTH, logits)
+
+
+def _round(
+    x: Data[DType.float32],
+    depth: Int,
+    groups: Int,
+    scale: Float32,
+    rounded: Data[DType.int32],
+    starts: Data[DType.int32],
+) -> Float32:
+    """Rounds a row to integers, in the order in which the screen has its columns.
+
+    Args:
+        x: `groups * 32` numbers.
+        depth: Columns whose error counts: what is behind repeats some of them, or is 0.
+        groups: Groups.
+        scale: What a step of the integers stands for.
+        rounded: Receives the integers.
+        starts: Receives the start of every group's sum.
+
+    Returns:
+        The square of the norm of what rounding takes from the columns that count.
+    """
+    var inverse = 1 / scale if scale > 0 else Float32(0)
+    var lost = Float32(0)
+    for g in range(groups):
+        var sum = Int32(0)
+        for word in range(_WORDS):
+            var first = g * GROUP + word * 8
+            var n = integers(x.unsafe_load[width=16](min(first, groups * GROUP - 16)), inverse)
+            if first > groups * GROUP - 16:
+                n = n.shift_left[8]()
+            n = n << 10 >> 10
+            var k = n.slice[8]()
+            for i in range(8 if first < depth else 0):
+                var left = x[unsafe_offset=first + i] - k[i].cast[DType.float32]() * scale
+                lost += left * left
+            sum += k.reduce_add()
+            # The lower half of a word of the screen has the columns 0, 1, 4 and 5, its upper half 2, 3, 6 and 7.
+            var low = SIMD[DType.int32, 4](k[0], k[1], k[4], k[5])
+            var high = SIMD[DType.int32, 4](k[2], k[3], k[6], k[7])
+            comptime if _BYTES:
+                low &= 255
+                high &= 255
+                var place = rounded.unsafe_offset((g * _WORDS + word) * 2)
+                place[unsafe_offset=0] = low[0] | low[2] << 8 | high[0] << 16 | high[2] << 24
+                place[unsafe_offset=1] = low[1] | low[3] << 8 | high[1] << 16 | high[3] << 24
+            else:
+                rounded.unsafe_store((g * _WORDS + word) * 4, (low & 0xFFFF) | high << 16)
+        starts[unsafe_offset=g] = -8 * sum
+    return lost
 
 
 struct Screen(TrivialRegisterPassable):
@@ -139,7 +218,9 @@ struct Screen(TrivialRegisterPassable):
     var _x: Data[DType.float32]
     """`rows x (groups * 32 + 1)`: R h and m h."""
     var _rounded: Data[DType.int32]
-    """`rows x groups * 32` int16, in pairs."""
+    """`rows x groups * 32` int16 or int8."""
+    var _starts: Data[DType.int32]
+    """`rows x groups`: -8 times the sum of a group's bytes."""
     var _scales: Data[DType.float32]
     """What a step of each row's integers stands for."""
     var _norms: Data[DType.float32]
@@ -160,7 +241,8 @@ struct Screen(TrivialRegisterPassable):
         self.rows = rows
         var columns = groups * GROUP
         self._x = unsafe_alloc[Float32](self.rows * (columns + 1))
-        self._rounded = unsafe_alloc[Int32](self.rows * columns // 2)
+        self._rounded = unsafe_alloc[Int32](self.rows * groups * _X_WORDS)
+        self._starts = unsafe_alloc[Int32](self.rows * groups)
         self._scales = unsafe_alloc[Float32](self.rows)
         self._norms = unsafe_alloc[Float32](self.rows)
         self._errors = unsafe_alloc[Float32](self.rows)
@@ -192,22 +274,16 @@ struct Screen(TrivialRegisterPassable):
         def some_rows(begin: Int, end: Int) {imm}:
             for row in range(begin, end):
                 var x = self._x.unsafe_offset(row * (columns + 1))
-                pack_strip[DType.int16](
-                    x,
-                    columns + 1,
-                    1,
-                    1,
-                    columns // 2,
-                    columns,
-                    columns // 2,
-                    self._rounded.unsafe_offset(row * columns // 2),
-                    self._scales.unsafe_offset(row),
-                )
+                var scale = row_scale[_operand](x, columns)
+                self._scales[unsafe_offset=row] = scale
+                var rounded = self._rounded.unsafe_offset(row * self.groups * _X_WORDS)
+                var starts = self._starts.unsafe_offset(row * self.groups)
+                var lost = _round(x, states.depth, self.groups, scale, rounded, starts)
+                self._errors[unsafe_offset=row] = sqrt(lost) * _SLACK
                 var squares = Float32(0)
                 for k in range(states.depth):  # what is behind repeats some of it, or is 0
                     squares += x[unsafe_offset=k] * x[unsafe_offset=k]
                 self._norms[unsafe_offset=row] = sqrt(squares)
-                self._errors[unsafe_offset=row] = self._scales[unsafe_offset=row] / 2 * sqrt(Float32(states.depth))
 
         workers.share(some_rows, self.rows)
 
@@ -215,6 +291,7 @@ struct Screen(TrivialRegisterPassable):
         """Releases what `__init__` has allocated."""
         self._x.unsafe_free()
         self._rounded.unsafe_free()
+        self._starts.unsafe_free()
         self._scales.unsafe_free()
         self._norms.unsafe_free()
         self._errors.unsafe_free()
@@ -231,7 +308,8 @@ struct Screen(TrivialRegisterPassable):
             output: Receives 16 logits for each panel.
             stride: Elements from one row of them to the next.
         """
-        var x_stride = self.groups * GROUP // 2
+        var x_stride = self.groups * _X_WORDS
+        var columns = self.groups * GROUP + 1
         for first in range(0, self.rows, _TOGETHER):
             comptime for rows in range(1, _TOGETHER + 1):
                 if min(_TOGETHER, self.rows - first) == rows:
@@ -239,9 +317,10 @@ struct Screen(TrivialRegisterPassable):
                         _rough_tile[rows](
                             self._rounded.unsafe_offset(first * x_stride),
                             x_stride,
+                            self._starts.unsafe_offset(first * self.groups),
                             self._scales.unsafe_offset(first),
-                            self._x.unsafe_offset(first * (2 * x_stride + 1) + 2 * x_stride),
-                            2 * x_stride + 1,
+                            self._x.unsafe_offset(first * columns + columns - 1),
+                            columns,
                             self._panel(panel),
                             self.groups,
                             output.unsafe_offset(first * stride + (panel - begin) * PANEL),

@@ -12,7 +12,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from max_whisper import eager, ops
+from max_whisper import eager, ops, target
 from max_whisper import screen as screens
 
 from . import references
@@ -186,10 +186,11 @@ def bounds(hidden: np.ndarray, vocabulary: np.ndarray) -> tuple[np.ndarray, np.n
     rotation, screen = screened(vocabulary)
     turned = hidden.astype(np.float64) @ references.unpack_linear(rotation, rotation.shape[0] * 16 - 15, depth).T
     x, shift = turned[:, :-1], turned[:, -1:]
-    step = np.abs(x).max(-1, keepdims=True) / 2047
+    step = np.abs(x).max(-1, keepdims=True) / (127 if target.multiplies_bytes() else 2047)
+    kept = np.rint(x / step) * step
     rounded, errors, norms = unpack_screen(screen, tokens)
-    slack = np.linalg.norm(x[:, :depth], axis=-1, keepdims=True) * errors + step / 2 * np.sqrt(depth) * norms
-    return np.rint(x / step) * step @ rounded.T + shift, slack
+    size, lost = (np.linalg.norm(part[:, :depth], axis=-1, keepdims=True) for part in (x, x - kept))
+    return kept @ rounded.T + shift, size * errors + lost * norms
 
 
 def embeddings(rng: np.random.Generator, tokens: int, depth: int) -> np.ndarray:
