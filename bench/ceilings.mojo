@@ -1,20 +1,26 @@
 """What this machine can do at most, with all threads: the ceilings that kernels are measured against.
 
-    mojo run bench/ceilings.mojo
+    mojo run -I . bench/ceilings.mojo
 
 Prints two kinds of lines:
 
-    flops N            float32 operations per second: multiply-adds on registers, nothing loaded
+    flops DTYPE N      operations per second: multiply-adds on registers, nothing loaded; beside float32's those of a tile unit
     read BYTES N       bytes per second when BYTES are read over and over: caches deliver more than memory does
 
 The best of several tries counts: a ceiling is what the machine can do, not what it does beside other work.
 """
 
+from std.ffi import external_call
+from std.memory.alloc import unsafe_alloc
+from std.random import random_ui64
 from std.sys import simd_width_of
 from std.time import perf_counter_ns
 
 from max.algorithm import sync_parallelize
 from max.runtime.asyncrt import parallelism_level
+
+from kernels.cpu.amx import REGISTERS, TILE_BYTES, TILE_ROWS, HardwareTiles
+from kernels.cpu.operand import HARDWARE_AMX
 
 comptime WIDTH = simd_width_of[DType.float32]()
 comptime Vector = SIMD[DType.float32, WIDTH]
@@ -23,6 +29,7 @@ comptime CHAINS = 12
 
 comptime TRIES = 20
 comptime STEPS = 20_000_000
+comptime TILE_STEPS = 1_000_000
 comptime READ_BYTES = 1 << 28
 """Bytes read in one try, whatever the size of the array."""
 
@@ -39,6 +46,42 @@ def multiply_add(seed: Float32) -> Float32:
     comptime for i in range(CHAINS):
         total += sums[i]
     return total.reduce_add()
+
+
+@no_inline
+def multiply_tiles[operand: DType](tiles: HardwareTiles):
+    """TILE_STEPS products of two registers by two."""
+    for _ in range(TILE_STEPS // 4):
+        comptime for a in range(2):
+            comptime for b in range(2):
+                tiles.multiply[operand, 2 * a + b, 4 + a, 6 + b]()
+
+
+def tile_rate[operand: DType](threads: Int) -> Float64:
+    """Operations per second of the tile units, whose clock depends on the numbers they multiply: bits are random, but finite.
+    """
+    var words = unsafe_alloc[Int32](REGISTERS * TILE_BYTES // 4, alignment=64)
+    for i in range(REGISTERS * TILE_BYTES // 4):
+        words[unsafe_offset=i] = Int32(random_ui64(0, 0x7FFFFFFF) & 0x3F7F3F7F)
+    var registers = words.unsafe_origin_cast[MutUntrackedOrigin]()
+    var best = Float64(0)
+    for _ in range(TRIES):
+
+        def compute(thread: Int) {imm registers}:
+            var tiles = HardwareTiles(registers)
+            tiles.begin()
+            comptime for t in range(REGISTERS):
+                tiles.load[t](registers.unsafe_offset(t * TILE_BYTES // 4))
+            multiply_tiles[operand](tiles)
+            tiles.end()
+
+        var start = perf_counter_ns()
+        sync_parallelize(compute, threads)
+        var seconds = Float64(perf_counter_ns() - start) * 1e-9
+        comptime depth = 32 if operand == DType.bfloat16 else 64
+        best = max(best, Float64(2 * TILE_ROWS * 16 * depth * TILE_STEPS * threads) / seconds)
+    words.unsafe_free()
+    return best
 
 
 @no_inline
@@ -69,7 +112,11 @@ def main():
         sync_parallelize(compute, threads)
         var seconds = Float64(perf_counter_ns() - start) * 1e-9
         best = max(best, Float64(2 * WIDTH * (STEPS // CHAINS * CHAINS) * threads) / seconds)
-    print("flops", best)
+    print("flops float32", best)
+    comptime if HARDWARE_AMX:
+        if external_call["syscall", Int](158, 0x1023, 18) == 0:  # as `max_whisper.target` asks
+            print("flops bfloat16", tile_rate[DType.bfloat16](threads))
+            print("flops int8", tile_rate[DType.int8](threads))
 
     for shift in range(16, 29, 2):
         var size = 1 << shift

@@ -19,25 +19,35 @@ class Ceilings:
     """What all threads together can do.
 
     Attributes:
-        flops: Float32 operations per second in registers.
+        flops: Operations per second in registers, by the type of the factors: float32, and what a tile unit multiplies.
         reading: Bytes of an array to bytes per second when it is read over and over.
     """
 
-    flops: float
+    flops: dict[str, float]
     reading: dict[int, float]
 
     def bandwidth(self, size: float) -> float:
         """Bytes per second of an array of about this size: a kernel that is called again finds its operands in a cache."""
         return self.reading[min(self.reading, key=lambda known: abs(log2(known) - log2(max(size, 1))))]
 
+    def arithmetic(self, dtype: str) -> float:
+        """Operations per second of products of many rows of float32 with weights of a dtype.
+
+        A tile unit takes bfloat16 and int8 as they are, float16 and float32 in 5 and 6 products of bfloat16.
+        """
+        tiles = self.flops.get("bfloat16", 0)
+        least = {"float16": tiles / 5, "float32": tiles / 6}.get(dtype, self.flops.get(dtype, 0))
+        return max(self.flops["float32"], least)
+
     def describe(self) -> str:
         """The ceilings in words."""
+        arithmetic = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in self.flops.items())
         reading = ", ".join(f"{size / 2**20:g} MB {rate / 1e9:.0f}" for size, rate in self.reading.items())
-        return f"ceilings: {self.flops / 1e9:.0f} GFLOP/s in float32; GB/s from arrays of {reading}"
+        return f"ceilings: {arithmetic}; GB/s from arrays of {reading}"
 
-    def bound(self, flops: float, bytes: float) -> tuple[float, str]:
+    def bound(self, flops: float, bytes: float, dtype: str = "float32") -> tuple[float, str]:
         """Seconds that an amount of work takes at least, and what bounds it: "GFLOP/s" or "GB/s"."""
-        arithmetic, memory = flops / self.flops, bytes / self.bandwidth(bytes)
+        arithmetic, memory = flops / self.arithmetic(dtype), bytes / self.bandwidth(bytes)
         return max((arithmetic, "GFLOP/s"), (memory, "GB/s"))
 
 
@@ -46,11 +56,12 @@ def ceilings() -> Ceilings:
     """Measures, for the CPU that the kernels are compiled for."""
     target = cpu_target()
     mojo = Path(sys.executable).with_name("mojo")
-    command = [mojo, "run", *(["--target-cpu", target] if target != "host" else []), PROGRAM]
+    root = PROGRAM.parents[1]
+    command = [mojo, "run", "-I", root, *(["--target-cpu", target] if target != "host" else []), PROGRAM]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     words = [line.split() for line in output.splitlines()]
     reading = {int(size): float(rate) for kind, size, rate in (line for line in words if line[0] == "read")}
-    return Ceilings(next(float(line[1]) for line in words if line[0] == "flops"), reading)
+    return Ceilings({line[1]: float(line[2]) for line in words if line[0] == "flops"}, reading)
 
 
 def machine() -> str:

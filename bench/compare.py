@@ -21,6 +21,7 @@ def compare(
     *,
     flops: float,
     bytes: float,
+    dtype: str = "float32",
 ) -> None:
     """Runs theirs, ours, ours, theirs, over and over, and leaves the medians in `benchmark.extra_info`.
 
@@ -33,6 +34,7 @@ def compare(
         theirs: Calls what it is compared with.
         flops: Operations in one call of ours.
         bytes: Bytes that one call of ours has to move.
+        dtype: What many rows are multiplied with.
     """
     pair = min(_seconds(ours) + _seconds(theirs) for _ in range(2))
     times: list[float] = []
@@ -51,7 +53,7 @@ def compare(
     if metadata is not None:  # None where benchmarks are disabled and everything ran once
         mine, other = metadata.stats.median, median(times)
         benchmark.extra_info |= {"ours_ms": mine * 1e3, "theirs_ms": other * 1e3, "ratio": other / mine}
-        least, unit = ceilings().bound(flops, bytes)
+        least, unit = ceilings().bound(flops, bytes, dtype)
         rate = (flops if unit == "GFLOP/s" else bytes) / mine / 1e9
         benchmark.extra_info |= {"rate": rate, "unit": unit, "percent": 100 * least / mine}
 

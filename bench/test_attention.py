@@ -1,12 +1,17 @@
-"""Attention of the encoder (1500 queries) and cross-attention of a decoding step (1 query), over 1500 keys."""
+"""Attention of the encoder (1500 queries) and cross-attention of a decoding step (1 query), over 1500 keys.
+
+That of the encoder also as models of bfloat16 and int8 have it on CPUs that multiply bfloat16: keys and values are laid
+out anew, too.
+"""
 
 import pytest
+from max.dtype import DType
 from max.graph import TensorValue
 from max.graph import ops as max_ops
 
 from bench.cases import AUDIO_CONTEXT, STATES, call, random
 from bench.compare import compare
-from max_whisper import eager, ops
+from max_whisper import eager, ops, target
 from max_whisper.ops import HEAD
 from max_whisper.packing import PANEL
 
@@ -37,4 +42,21 @@ def test_attention(benchmark, model, queries):
         call(builtin, q, k, v),
         flops=4 * heads * queries * AUDIO_CONTEXT * HEAD,
         bytes=4 * heads * HEAD * 2 * (queries + AUDIO_CONTEXT),
+    )
+
+
+@pytest.mark.benchmark(group="attention")
+@pytest.mark.skipif(not target.multiplies_bfloat16(), reason="this CPU has no products of bfloat16")
+@pytest.mark.parametrize("model", STATES)
+def test_self_attention_bfloat16(benchmark, model):
+    state, heads = STATES[model], STATES[model] // HEAD
+    q, v = random(1, heads, AUDIO_CONTEXT, HEAD), random(1, heads, AUDIO_CONTEXT, HEAD)
+    k = random(1, heads, HEAD, AUDIO_CONTEXT)
+    compare(
+        benchmark,
+        call(ops.self_attention, random(1, AUDIO_CONTEXT, 3 * state), heads=heads, dtype=DType.bfloat16),
+        call(builtin, q, k, v),
+        flops=4 * heads * AUDIO_CONTEXT * AUDIO_CONTEXT * HEAD,
+        bytes=4 * AUDIO_CONTEXT * 4 * state,
+        dtype="bfloat16",
     )

@@ -38,4 +38,5 @@ def test_conv1d(benchmark, model, stride, dtype):
         call(builtin, x[:, None], weight.transpose(2, 1, 0)[None], bias, stride=stride),
         flops=2 * (frames // stride) * state * 3 * channels,
         bytes=packed.nbytes + 4 * (frames * channels + frames // stride * state),
+        dtype=dtype,
     )

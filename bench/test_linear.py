@@ -37,4 +37,5 @@ def test_linear(benchmark, model, layer, rows, dtype):
         call(builtin, x, weight.T, bias, gelu=gelu),
         flops=2 * rows * columns * depth,
         bytes=packed.nbytes + 4 * (rows * depth + columns + rows * columns),
+        dtype=dtype if rows > 1 else "float32",
     )

@@ -56,6 +56,7 @@ class OpenAIWhisper:
             torch.autocast("cpu", dtype=getattr(torch, dtype)).__enter__()  # until the process ends
         self._whisper = whisper
         self._model = whisper.load_model(str(folder / "openai.pt"), device="cpu")
+        self._model.encoder.register_forward_hook(lambda *call: call[-1].float())  # it decodes nothing of another dtype
         self._mel = whisper.log_mel_spectrogram(_window(samples))[None]
         self._features = self._model.embed_audio(self._mel)[0]
         self._end = whisper.tokenizer.get_tokenizer(self._model.is_multilingual).eot
