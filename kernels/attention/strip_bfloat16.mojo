@@ -15,7 +15,7 @@ each, one becomes the lower halves of 16 words and the other the upper ones.
        +---+---+-- -+---+               +---+---+---+---+       AMX: a strip of 32 queries is two registers high, all four
     32 | K^T: pairs |   |            64 | V: pairs of   |       products of a 2 x 2 block of them take 4 loads
  words +---+---+-- -+---+         words | keys          |
-       +---+---+-- -+---+               +---+---+---+---+       in the first cache: 16 KB of scores, 8 of P, 8 of O, 4 of Q;
+       +---+---+-- -+---+               +---+---+---+---+       in the first cache: 8 KB of scores, 16 of P, 8 of O, 4 of Q;
     Q  | S          | 32 queries     P  | O             |       K and V, 32 KB a step, come from the second
        +---+---+-- -+---+               +---+---+---+---+
 
@@ -25,13 +25,14 @@ Cost of 16 queries and 32 keys on AMX, counted in the code compiled for it; cycl
 | what                                             | tile products | loads | stores | vector instructions |
 | ------------------------------------------------ | ------------- | ----- | ------ | ------------------- |
 | S: a register of Q and one of K serve two each   | 4             | 64    | 32     |                     |
-| m: the largest score; every 128 keys, does it do | 0             | 32    | 0      | 32 + 16 * 2 / 4     |
-| P: 32 powers in 12 instructions, their sum in 1  | 0             | 36    | 20     | 16 * 13 + 4         |
+| m: is a score larger than it suits?              | 0             | 32    | 0      | 16 * 3              |
+| P: 32 powers in 12 instructions, their sum in 1  | 0             | 48    | 32     | 16 * 13 + 4         |
 | O += P V: O is loaded and stored every 128 keys  | 4             | 80    | 16     |                     |
-| cycles                                           | 128           | 106   | 68     | 126                 |
+| cycles                                           | 128           | 112   | 80     | 130                 |
 
-Tiles and vectors are equally busy: between 130 and 260 cycles, by how well they overlap. float32 with AVX-512 takes 2,048
-for the same multiply-adds and 300 for the softmax. tiny.en's encoder has 54 million scores: 14 to 28 million cycles.
+Tiles and vectors are equally busy: between 130 and 260 cycles, by how well they overlap, if tiles come from the first cache and are
+stored for nothing. They are not, and measured are some 500 (`docs/kernels/attention.md`). float32 with AVX-512 takes 2,048 for the
+same multiply-adds and 300 for the softmax. tiny.en's encoder has 54 million scores.
 """
 
 from std.math import ceil, ceildiv, clamp
