@@ -89,9 +89,9 @@ struct _Group(TrivialRegisterPassable):
     var scores: Data[DType.float32]
     """S."""
     var seen: Int
-    """How many of its keys the first query sees."""
-    var more: Int
-    """How many more each further query sees."""
+    """How many keys from its first on the first query sees, if causal; may be negative, or more than there are."""
+    var count: Int
+    """Its keys."""
 
 
 struct Bfloat16Strips(StripSoftmax):
@@ -214,8 +214,7 @@ struct Bfloat16Strips(StripSoftmax):
                 self.waiting = self.scored.block
             elif index < 3:
                 self._add_values(count, index - 1)
-            var group_seen = min(seen - begin, group_count) if causal else group_count
-            self.scored = _Group(block, index, scores, group_seen, group_count)
+            self.scored = _Group(block, index, scores, seen - begin, group_count)
         for half in range(max(0, block.groups - 1), 2):
             self._add_values(count, half)
 
@@ -249,12 +248,8 @@ struct Bfloat16Strips(StripSoftmax):
         var over = SIMD[DType.bool, PANEL](fill=False)
         for query in range(count):
             var scores = group.scores.unsafe_offset(query * KEY_GROUP)
-            comptime if causal:
-                for j in range(clamp(group.seen + query, 0, group.more), KEY_GROUP):
-                    scores[unsafe_offset=j] = neg_inf[DType.float32]()
-            else:
-                for j in range(group.seen, KEY_GROUP):
-                    scores[unsafe_offset=j] = neg_inf[DType.float32]()
+            for j in range(clamp(group.seen + query, 0, group.count) if causal else group.count, KEY_GROUP):
+                scores[unsafe_offset=j] = neg_inf[DType.float32]()
             var top = larger(scores.unsafe_load[width=PANEL](0), scores.unsafe_load[width=PANEL](PANEL))
             over |= top.gt(self.limits[unsafe_offset=query])
         if over.reduce_or():

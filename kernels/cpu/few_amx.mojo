@@ -1,4 +1,4 @@
-"""Products of a few rows with packed panels of bfloat16 or int8 on the tile unit (`amx.mojo`), in float32's or 12 bits' precision.
+"""Products of a few rows with packed panels of bfloat16 or int8 on the tile unit (`amx.mojo`), as exact as in SIMD registers.
 
 A register has 16 rows and a decoding step fewer, so that each row comes in parts, which meet the same panels at no cost:
 

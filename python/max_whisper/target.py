@@ -132,13 +132,6 @@ def multiplies_bfloat16() -> bool:
     return cpu_target() in ("sapphirerapids", "cooperlake", *EMULATIONS)
 
 
-def multiplies_bytes() -> bool:
-    """Whether CPU code is compiled for dot products of bytes: the vocabulary's screen then rounds states to them."""
-    target = cpu_target()
-    level = host_level() if target == "emulated-amx" else target
-    return level in ("sapphirerapids", "cooperlake", "cascadelake", "emulated-avx512")
-
-
 def host_level(device: str = "cpu") -> str:
     """The best level of CPU_LEVELS that this machine has, AVX2 at most for a GPU; "host" on other architectures."""
     if platform.machine() != "x86_64":

@@ -111,8 +111,9 @@ def check[dtype: DType](rows: Int, columns: Int, depth: Int) raises:
 
 
 def check_rounding[dtype: DType](rows: Int, columns: Int, depth: Int) raises:
-    """Raises unless a product of float32 with weights of float32, float16 or bfloat16 is exact but for float32's rounding of sums, and for
-    what the tile unit leaves out of products (`cpu/split_amx.mojo`): 2^-21 of their magnitudes, 2^-22 for float16."""
+    """Raises unless a product of float32 with weights of float32, float16 or bfloat16 is exact but for float32's rounding of
+    sums, and for what the tile unit leaves out of products (`cpu/split_amx.mojo`): 2^-21 of their magnitudes, 2^-22 for
+    float16."""
     comptime left_out = 4 if dtype == DType.float16 else 8
     var x = unsafe_alloc[Float32](rows * depth)
     for i in range(rows * depth):

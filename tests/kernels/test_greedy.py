@@ -180,13 +180,21 @@ def unpack_screen(screen: np.ndarray, tokens: int) -> tuple[np.ndarray, np.ndarr
     return rounded.reshape(len(screen) * 16, -1)[:tokens], errors, norms
 
 
+def rounds_to_bytes() -> bool:
+    """Whether the kernels are compiled for dot products of bytes, to which states are then rounded, not to 12 bits."""
+    level = target.cpu_target()
+    if level == "emulated-amx":
+        level = target.host_level()
+    return level in ("sapphirerapids", "cooperlake", "cascadelake", "emulated-avx512")
+
+
 def bounds(hidden: np.ndarray, vocabulary: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rough logits of states (B, D), and how far they may be from the logits, in float64."""
     tokens, depth = vocabulary.shape
     rotation, screen = screened(vocabulary)
     turned = hidden.astype(np.float64) @ references.unpack_linear(rotation, rotation.shape[0] * 16 - 15, depth).T
     x, shift = turned[:, :-1], turned[:, -1:]
-    step = np.abs(x).max(-1, keepdims=True) / (127 if target.multiplies_bytes() else 2047)
+    step = np.abs(x).max(-1, keepdims=True) / (127 if rounds_to_bytes() else 2047)
     kept = np.rint(x / step) * step
     rounded, errors, norms = unpack_screen(screen, tokens)
     size, lost = (np.linalg.norm(part[:, :depth], axis=-1, keepdims=True) for part in (x, x - kept))
