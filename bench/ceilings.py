@@ -33,10 +33,10 @@ class Ceilings:
     def arithmetic(self, dtype: str) -> float:
         """Operations per second of products of many rows of float32 with weights of a dtype.
 
-        A tile unit takes bfloat16 and int8 as they are, float16 and float32 in 5 and 6 products of bfloat16.
+        A tile unit takes bfloat16 and int8 as they are, float16 and float32 in 3 products of bfloat16.
         """
         tiles = self.flops.get("bfloat16", 0)
-        least = {"float16": tiles / 5, "float32": tiles / 6}.get(dtype, self.flops.get(dtype, 0))
+        least = tiles / 3 if dtype in ("float16", "float32") else self.flops.get(dtype, 0)
         return max(self.flops["float32"], least)
 
     def describe(self) -> str:

@@ -16,7 +16,7 @@ class Weights:
     Args:
         recipes: What every packed weight is, see `max_whisper.packed`.
         caches: Element type of the decoder's keys and values.
-        attention: What the encoder's attention rounds to, None for nothing, see `ops.self_attention`.
+        attention: The terms of the encoder's attention, see `ops.self_attention`.
         device: Where they live.
         prefix: Put before every name.
 
@@ -25,7 +25,7 @@ class Weights:
     """
 
     def __init__(
-        self, recipes: dict[str, Recipe], caches: DType, attention: DType | None, device: DeviceRef, prefix: str = ""
+        self, recipes: dict[str, Recipe], caches: DType, attention: int | None, device: DeviceRef, prefix: str = ""
     ) -> None:
         self.recipes, self.caches, self.attention, self.device = recipes, caches, attention, device
         self.prefix = prefix
@@ -78,7 +78,7 @@ DECODER_BLOCK = (
 def encoder_block(x: TensorValue, w: Weights, *, heads: int) -> TensorValue:
     """Self-attention and MLP of the encoder: (B, S, d) -> (B, S, d)."""
     qkv = linear(layer_norm(x, w.at("attn_ln")), w.at("attn.qkv"))
-    attended = ops.self_attention(qkv, heads=heads, dtype=w.attention)
+    attended = ops.self_attention(qkv, heads=heads, terms=w.attention)
     x, normed = add_layer_norm(linear(attended, w.at("attn.out")), x, w.at("mlp_ln"))
     return mlp(normed, x, w.at("mlp"))
 

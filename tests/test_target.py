@@ -51,12 +51,14 @@ def test_amx_that_the_operating_system_refuses(cpu, monkeypatch):
 
 @pytest.mark.parametrize(
     ("best", "expected"),
-    [("sapphirerapids", True), ("cooperlake", True), ("cascadelake", False), ("x86-64-v3", False)],
+    [("sapphirerapids", (1, 2)), ("cooperlake", (1, None)), ("cascadelake", (None, None)), ("x86-64-v3", (None, None))],
 )
 def test_bfloat16_is_multiplied_where_there_are_instructions(cpu, best, expected):
+    """Rounded where any multiply it, in two terms where three products of it are faster than one of float32."""
     names = [level.name for level in target.CPU_LEVELS]
     cpu(*names[names.index(best) :])
-    assert target.multiplies_bfloat16() is expected
+    assert target.multiplies_bfloat16() is (expected[0] is not None)
+    assert tuple(target.bfloat16_terms(rounded=rounded) for rounded in (True, False)) == expected
 
 
 def test_asking_for_amx_where_there_is_none():

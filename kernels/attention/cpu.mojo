@@ -15,7 +15,8 @@ first-level cache, the block of keys and values stays in the second while the st
           +----------+----------+-- -       O_j = exp(m_{j-1} - m_j) O_{j-1} + P_j V_j
                                          at the end O = O_n / l_n
 
-That step is where bodies differ: `strip_float32.mojo`, and `strip_bfloat16.mojo` for keys and values of bfloat16.
+That step is where bodies differ: `strip_float32.mojo`, and for keys and values of bfloat16 `strip_bfloat16.mojo`, or
+`strip_split.mojo` where two of them stand for a float32.
 
 Cost: 4 * B*H*T*S*64 operations and B*H*T*S exponentials; bytes: Q and O once, K and V once per block of queries. One query
 per head (decoding) is bound by reading K and V: 2 * B*H*S*64 elements.
@@ -95,9 +96,10 @@ struct Attention[Strips: StripSoftmax]:
         var query = self.queries.unsafe_offset((row * self.length + first) * self.query_stride + head * HEAD)
         strips.begin(query, self.query_stride, count)
         var matrix = row * self.heads + head
-        var keys = self.keys.unsafe_offset(matrix * ceildiv(self.capacity, PANEL) * PANEL * HEAD)
+        comptime size = Self.Strips.terms * HEAD
+        var keys = self.keys.unsafe_offset(matrix * ceildiv(self.capacity, PANEL) * PANEL * size)
         var rows = ceildiv(self.capacity, Self.Strips.value_group) * Self.Strips.value_group
-        var values = self.values.unsafe_offset(matrix * rows * HEAD)
+        var values = self.values.unsafe_offset(matrix * rows * size)
 
         var seen = 0
         comptime if causal:

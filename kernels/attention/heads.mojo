@@ -8,10 +8,12 @@
 Row t of batch row b becomes key and value number `past[b] + t`. Cost: no arithmetic; 2*B*T*H*64 elements read and written.
 """
 
+from std.collections import Array
 from std.math import ceildiv
 
 from ..cpu.threads import Workers
-from ..cpu.tile import PANEL
+from ..cpu.tile import PANEL, WIDTH
+from ..cpu.transpose import transpose
 from ..data import Data
 from .strip import HEAD
 
@@ -56,15 +58,33 @@ def store_heads[
             var v = values.unsafe_offset((matrix * capacity + start) * HEAD)
             var row = rows.unsafe_offset(b * length * row_stride + row_stride - 2 * width + h * HEAD)
             for t in range(length):
+                v.unsafe_store(t * HEAD, row.unsafe_load[width=HEAD](t * row_stride + width).cast[cache_type]())
+            var t = 0
+            while t < length:
                 var s = start + t
                 var column = k.unsafe_offset(s // PANEL * HEAD * PANEL + s % PANEL)
-                comptime for j in range(HEAD):
-                    column[unsafe_offset=j * PANEL] = row[unsafe_offset=j].cast[cache_type]()
-                v.unsafe_store(t * HEAD, row.unsafe_load[width=HEAD](width).cast[cache_type]())
-                row = row.unsafe_offset(row_stride)
+                if s % WIDTH == 0 and length - t >= WIDTH:
+                    _store_keys(column, row.unsafe_offset(t * row_stride), row_stride)
+                    t += WIDTH
+                else:
+                    comptime for j in range(HEAD):
+                        column[unsafe_offset=j * PANEL] = row[unsafe_offset=t * row_stride + j].cast[cache_type]()
+                    t += 1
             if not past:
                 for s in range(length, ceildiv(length, PANEL) * PANEL):
                     for j in range(HEAD):
                         k[unsafe_offset=(s // PANEL * HEAD + j) * PANEL + s % PANEL] = 0
 
     workers.share(some_heads, batch * heads)
+
+
+@no_inline
+def _store_keys[dtype: DType, cache_type: DType, //](columns: Data[cache_type], rows: Data[dtype], stride: Int):
+    """Writes WIDTH keys, side by side in a panel: squares of as many elements are transposed in registers."""
+    for j in range(0, HEAD, WIDTH):
+        var square = Array[SIMD[DType.float32, WIDTH], WIDTH](uninitialized=True)
+        comptime for i in range(WIDTH):
+            square[i] = rows.unsafe_load[width=WIDTH](i * stride + j).cast[DType.float32]()
+        transpose[DType.float32, WIDTH](square)
+        comptime for i in range(WIDTH):
+            columns.unsafe_store((j + i) * PANEL, square[i].cast[cache_type]())

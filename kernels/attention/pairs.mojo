@@ -1,5 +1,7 @@
 """Keys and values in pairs of bfloat16, as products of pairs take them (`strip_bfloat16.mojo`): like packed weights.
 
+Or in pairs of two terms (`strip_split.mojo`): then each 16 rows, those of a tile register, are followed by 16 of what was rounded off.
+
     keys   (B, H, ceil(S/16), 32, 32)      row r of a panel: elements 2r and 2r + 1 of 16 keys, in pairs
     values (B, H, 4, 16*ceil(S/32), 32)    row r of panel p: columns 16p .. 16p + 15 of the values 32*(r/16) + r%16 and of those
                                            16 further on, in pairs; zeros behind the last value
@@ -8,13 +10,16 @@ They are made of the rows that a linear layer wrote, or of a cache of float16, f
 Cost: no arithmetic but rounding; 4 or 2 bytes read and 2 written for each of 2*B*S*H*64 elements.
 """
 
+from std.collections import Array
 from std.math import ceildiv
 from std.memory import bitcast
 from std.memory.alloc import unsafe_alloc
 
 from ..cpu.operand import MULTIPLIES_BFLOAT16, round_bfloat16
+from ..cpu.split_amx import split
 from ..cpu.threads import ForkJoin, Workers
 from ..cpu.tile import PANEL
+from ..cpu.transpose import transpose
 from ..data import Data
 from .strip import HEAD
 
@@ -23,7 +28,9 @@ comptime KEY_GROUP = 2 * PANEL
 """Keys and values that are made together."""
 
 
-def pair_rows(
+def pair_rows[
+    terms: Int = 1
+](
     keys: Data[DType.bfloat16],
     values: Data[DType.bfloat16],
     rows: Data[DType.float32],
@@ -32,11 +39,14 @@ def pair_rows(
     heads: Int,
     length: Int,
 ):
-    """Rounds rows to keys and values in pairs, on all threads.
+    """Rounds rows to keys and values in pairs, or splits them, on all threads.
+
+    Parameters:
+        terms: How many bfloat16 numbers stand for one: 1 or 2.
 
     Args:
-        keys: (batch, heads, ceil(length/16), 32, 32).
-        values: (batch, heads, 4, 16*ceil(length/32), 32).
+        keys: (batch, heads, ceil(length/16), 32 * terms, 32).
+        values: (batch, heads, 4, 16 * ceil(length/32) * terms, 32).
         rows: (batch, length, row_stride).
         row_stride: N.
         batch: B.
@@ -48,12 +58,14 @@ def pair_rows(
     @always_inline
     def some_groups(begin: Int, end: Int) {imm}:
         for task in range(begin, end):
-            pair_rows_of_group(keys, values, rows, row_stride, heads, length, task // groups, task % groups)
+            pair_rows_of_group[terms](keys, values, rows, row_stride, heads, length, task // groups, task % groups)
 
     ForkJoin().share(some_groups, batch * heads * groups)
 
 
-def pair_rows_of_group(
+def pair_rows_of_group[
+    terms: Int = 1
+](
     keys: Data[DType.bfloat16],
     values: Data[DType.bfloat16],
     rows: Data[DType.float32],
@@ -63,7 +75,10 @@ def pair_rows_of_group(
     matrix: Int,
     group: Int,
 ):
-    """Rounds 32 rows of one head; arguments as for `pair_rows`.
+    """Rounds or splits 32 rows of one head; arguments as for `pair_rows`.
+
+    Parameters:
+        terms: As for `pair_rows`.
 
     Args:
         keys: All keys.
@@ -80,35 +95,47 @@ def pair_rows_of_group(
     var first = group * KEY_GROUP
     var columns = row_stride - (2 * heads - matrix % heads) * HEAD
     var head = rows.unsafe_offset((matrix // heads * length + first) * row_stride + columns)
-    var k = keys.unsafe_bitcast[Int32]().unsafe_offset((matrix * panels + 2 * group) * PANEL * HEAD // 2)
+    var k = keys.unsafe_bitcast[Int32]().unsafe_offset((matrix * panels + 2 * group) * terms * PANEL * HEAD // 2)
     for panel in range(min(2, panels - 2 * group)):
         var at = panel * PANEL
-        _store_keys(
-            k.unsafe_offset(at * HEAD // 2),
+        _store_keys[terms](
+            k.unsafe_offset(at * terms * HEAD // 2),
             head.unsafe_offset(at * row_stride),
             row_stride,
             min(PANEL, length - first - at),
         )
-    var v = values.unsafe_bitcast[Int32]().unsafe_offset((matrix * HEAD // PANEL * groups + group) * PANEL * PANEL)
-    _store_values(v, groups * PANEL * PANEL, head.unsafe_offset(heads * HEAD), row_stride, length - first)
+    comptime words = terms * PANEL * PANEL
+    var v = values.unsafe_bitcast[Int32]().unsafe_offset((matrix * HEAD // PANEL * groups + group) * words)
+    _store_values[terms](v, groups * words, head.unsafe_offset(heads * HEAD), row_stride, length - first)
 
 
 @no_inline
-def _store_keys(panel: Data[DType.int32], rows: Data[DType.float32], stride: Int, count: Int):
-    """Writes a panel of 16 keys, of which `count` exist."""
-    for key in range(PANEL):
-        comptime for j in range(0, HEAD, PANEL):
+def _store_keys[terms: Int](panel: Data[DType.int32], rows: Data[DType.float32], stride: Int, count: Int):
+    """Writes a panel of 16 keys, of which `count` exist: the terms of 32 elements one after another, then the others'.
+    """
+    comptime for j in range(0, HEAD, KEY_GROUP):
+        var pairs = Array[Array[SIMD[DType.int32, PANEL], PANEL], terms](uninitialized=True)
+        comptime for key in range(PANEL):
             var x = SIMD[DType.float32, PANEL](0)
+            var y = SIMD[DType.float32, PANEL](0)
             if key < count:
                 x = rows.unsafe_load[width=PANEL](key * stride + j)
-            var words = bitcast[DType.int32, PANEL // 2](round_bfloat16(x).cast[DType.int16]())
-            comptime for i in range(PANEL // 2):
-                panel[unsafe_offset=(j // 2 + i) * PANEL + key] = words[i]
+                y = rows.unsafe_load[width=PANEL](key * stride + j + PANEL)
+            var x_parts = split[terms](x)
+            var y_parts = split[terms](y)
+            comptime for t in range(terms):
+                pairs[t][key] = bitcast[DType.int32, PANEL](
+                    x_parts[t].cast[DType.int16]().join(y_parts[t].cast[DType.int16]())
+                )
+        comptime for t in range(terms):
+            transpose[DType.int32, PANEL](pairs[t])
+            comptime for row in range(PANEL):
+                panel.unsafe_store(((j // KEY_GROUP * terms + t) * PANEL + row) * PANEL, pairs[t][row])
 
 
 @no_inline
 def _store_values[
-    dtype: DType, //
+    dtype: DType, //, terms: Int
 ](panels: Data[DType.int32], panel_stride: Int, rows: Data[dtype], stride: Int, count: Int):
     """Writes 16 rows of the four panels: 32 values, of which `count` exist."""
     for row in range(PANEL):
@@ -119,8 +146,11 @@ def _store_values[
                 x = rows.unsafe_load[width=PANEL](row * stride + j).cast[DType.float32]()
             if row + PANEL < count:
                 y = rows.unsafe_load[width=PANEL]((row + PANEL) * stride + j).cast[DType.float32]()
-            var words = (round_bfloat16(x) & 0xFFFF) | (round_bfloat16(y) << 16)
-            panels.unsafe_store(j // PANEL * panel_stride + row * PANEL, words)
+            var x_parts = split[terms](x)
+            var y_parts = split[terms](y)
+            comptime for t in range(terms):
+                var words = (x_parts[t] & 0xFFFF) | (y_parts[t] << 16)
+                panels.unsafe_store(j // PANEL * panel_stride + (t * PANEL + row) * PANEL, words)
 
 
 comptime MANY_QUERIES = 64
@@ -218,7 +248,7 @@ def pair_cache_of_group(
         _pair_panel(keys.unsafe_bitcast[Int32]().unsafe_offset(at // 2), cached_keys.unsafe_offset(at))
     var v = values.unsafe_bitcast[Int32]().unsafe_offset((matrix * HEAD // PANEL * groups + group) * PANEL * PANEL)
     var row = cached_values.unsafe_offset((matrix * length + group * KEY_GROUP) * HEAD)
-    _store_values(v, groups * PANEL * PANEL, row, HEAD, length - group * KEY_GROUP)
+    _store_values[1](v, groups * PANEL * PANEL, row, HEAD, length - group * KEY_GROUP)
 
 
 @no_inline

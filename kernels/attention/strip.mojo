@@ -1,4 +1,4 @@
-"""What the float32 and the bfloat16 body of attention have in common: the softmax of a strip of queries, step by step."""
+"""What the bodies of attention have in common: the softmax of a strip of queries, step by step."""
 
 from ..data import Data
 from ..math import LOG2_E
@@ -8,6 +8,10 @@ comptime HEAD = 64
 
 comptime SCALE = Float32(0.125) * LOG2_E
 """1 / sqrt(HEAD) and the step from powers of e to powers of 2: maxima and exponents are kept times log2(e)."""
+
+comptime HEADROOM = Float32(8)
+"""By how much scores times SCALE may exceed the bound m of a body that raises it seldom: weights of up to 2^8 are as exact as
+those of up to 1."""
 
 
 trait StripSoftmax(TrivialRegisterPassable):
@@ -22,6 +26,9 @@ trait StripSoftmax(TrivialRegisterPassable):
 
     comptime cache_type: DType
     """Element type of keys and values."""
+
+    comptime terms: Int
+    """Elements of keys and values that stand for one."""
 
     comptime value_group: Int
     """Values of a head are filled up with zeros to a multiple of this."""

@@ -47,15 +47,12 @@ from ..cpu.tile import PANEL, VECTORS, WIDTH
 from ..data import Data
 from ..math import exp2, larger
 from .pairs import KEY_GROUP
-from .strip import HEAD, SCALE, StripSoftmax
+from .strip import HEAD, HEADROOM, SCALE, StripSoftmax
 
 comptime HEAD_PANELS = HEAD // PANEL
 
 comptime _WORDS = HEAD // 2
 """Words of a query."""
-
-comptime _HEADROOM = Float32(8)
-"""By how much scores may exceed m."""
 
 comptime _ONES = SIMD[DType.int32, WIDTH](0x3F803F80)
 """Pairs of 1 in bfloat16."""
@@ -103,6 +100,7 @@ struct Bfloat16Strips(StripSoftmax):
 
     comptime dtype = DType.float32
     comptime cache_type = DType.bfloat16
+    comptime terms = 1
     comptime value_group = KEY_GROUP
     comptime rows = Strips.rows
     comptime query_block = Strips.rows
@@ -285,7 +283,7 @@ struct Bfloat16Strips(StripSoftmax):
             var new = ceil(top * SCALE)
             var correction = exp2(self.maxima[unsafe_offset=query] - new)
             self.maxima[unsafe_offset=query] = new
-            self.limits[unsafe_offset=query] = (new + _HEADROOM) / SCALE
+            self.limits[unsafe_offset=query] = (new + HEADROOM) / SCALE
             self.offsets[unsafe_offset=query] = exp2_offset(new)
             self.offsets[unsafe_offset=Self.rows + query] = exp2_high_offset(new)
             var total = self.totals.unsafe_load[width=WIDTH](query * WIDTH)

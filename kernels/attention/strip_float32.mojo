@@ -27,6 +27,7 @@ struct Float32Strips[queries_type: DType, keys_type: DType](StripSoftmax):
 
     comptime dtype = Self.queries_type
     comptime cache_type = Self.keys_type
+    comptime terms = 1
     comptime value_group = 1
     comptime rows = ROWS
     comptime query_block = 48  # a multiple of every CPU's ROWS

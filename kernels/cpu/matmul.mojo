@@ -33,7 +33,7 @@ from .few_amx import multiply_few
 from .narrow import multiply_dots
 from .narrow_amx import multiply_amx
 from .operand import AMX, DEEPEST, operand_type
-from .split_amx import multiply_split
+from .split_amx import multiply_split, split_rows
 from .threads import TURNS, Workers, grain, worker_count
 from .tile import (
     MOST_PANELS,
@@ -76,9 +76,6 @@ comptime _splits[a_type: DType, b_type: DType]: Bool = (
     AMX and a_type == DType.float32 and (b_type == DType.float32 or b_type == DType.float16)
 )
 """Whether many rows are multiplied on the tile unit as sums of bfloat16."""
-
-comptime _SPLIT_ROWS = 192
-"""Rows of a piece of work whose panels are split."""
 
 
 def _rounds_rows[a_type: DType, b_type: DType](depth: Int) -> Bool:
@@ -229,7 +226,7 @@ def multiply[
         var heights = min(worker_count() * TURNS, rows // (3 * unit if AMX else 4 * unit))
         var widths = 1
         comptime if _splits[a_type, b_type]:
-            heights = ceildiv(rows, _SPLIT_ROWS)
+            heights = ceildiv(ceildiv(rows, split_rows(depth)), worker_count()) * worker_count()
         else:
             if not _rounds_rows[a_type, b_type](depth):
                 heights = ceildiv(rows, _block_rows(_pass_depth[b_type](depth)))

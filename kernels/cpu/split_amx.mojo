@@ -1,25 +1,24 @@
-"""Products of float32 on the tile unit of bfloat16 (`amx.mojo`): operands become sums of bfloat16, products sums of products.
+"""Products of float32 on the tile unit of bfloat16 (`amx.mojo`): operands become sums of two bfloat16, products sums of three.
 
-    a = a1 + a2 + a3              exactly: 24 bits are 8 + 8 + 8; a1 is a without its lower 16 bits, a2 the same of a - a1
-    w = w1 + w2 (+ w3)            exactly: float16 has 11 bits, 8 + 3, float32 three terms as a
+    a = a1 + a2 + r      a1 the bfloat16 nearest to a, a2 the one nearest to a - a1:  |a2| <= 2^-8 |a|,  |r| <= 2^-16 |a|
+    w = w1 + w2          exactly where w is a float16, whose 11 bits are 8 + 3; else as a
 
-    a w = a1 w1 + (a1 w2 + a2 w1) + (a2 w2 + a3 w1 + a1 w3) + ...            sums in float32
+    a w ~ a1 w1 + a1 w2 + a2 w1                     sums in float32
 
-             w1   w2   w3         5 products for float16, 6 for float32: those in brackets are left out
-    a1        x    x    x
-    a2        x    x   ( )        terms after the first are less than 2^-7 and 2^-15 of the whole, so what is left out is less
-    a3        x   ( )  ( )        than 2^-22 |a w| for float16, 2^-21 |a w| for float32
+What is left out, a2 w2 and r w (and a r' for w of float32), is at most 2^-15 |a w| (3 * 2^-16 |a w| for float32), as often
+too much as too little, and 2^-18 |a w| in the mean square: of a sum of K products about 2^-18 of a product times sqrt(K), where float32
+itself loses up to 2^-24 K sum |a w|, and in the mean some 2^-21 of a product times sqrt(K), K = 384. Weights of float16 give the same
+bits whether they come as float16 or as float32. The tile unit takes what is below 2^-126 for zero.
 
-A sum of K products in float32 may be off by K 2^-24 sum |a w|: from K = 8 on by more than what is left out. Nothing is lost
-where all terms but the first are zero: weights of float16 give the same bits whether they come as float16 or as float32.
-The tile unit takes what is below 2^-126 for zero.
+From one product to the next only one factor changes, so that 2 x 2 registers of C need 8 loads for 12 products; both terms of 32 k of a
+strip or panel lie together.
 
-From one product to the next only one factor changes, so that 2 x 2 registers of C need 12 loads for 20 products (float16), or 14 for
-24; all terms of 32 k of a strip or panel lie together.
+Cost of 16 rows, 16 columns and 32 k: 3 tile products, 48 cycles, where AVX-512 takes 256. Splitting 16 elements of A
+takes about 6 cycles, once for all columns, and 32 of B 7, once for the rows of a block: with 384 columns and 192 rows
+that is 15 more.
 
-Cost of 16 rows, 16 columns and 32 k: 5 or 6 tile products, 80 or 96 cycles, where AVX-512 takes 256. Splitting 16 elements of A
-takes about 6 cycles, once for all columns, and 32 of B 7 to 9, once for the rows of a block: with 384 columns and 192 rows
-that is 17 or 19 more.
+Henry, Tang and Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations",
+arXiv:1904.06376.
 """
 
 from std.collections import Array
@@ -30,7 +29,7 @@ from std.memory.alloc import unsafe_alloc
 from ..data import Data
 from .amx import REGISTERS, TILE_BYTES, TILE_ROWS, TileUnit, Tiles
 from .epilogue import Epilogue, finish
-from .operand import HARDWARE_AMX
+from .operand import HARDWARE_AMX, round_bfloat16
 from .tile import PANEL, panel_rows, row_size
 
 comptime BLOCK_BYTES = 1024 * 1024
@@ -42,29 +41,48 @@ comptime WORDS = TILE_BYTES // 4
 comptime SUMS = 2 * PANEL
 """Elements from one row of a tile's sums to the next."""
 
-comptime A_TERMS = 3
-"""Terms of an activation."""
+comptime TERMS = 2
+"""Terms of a number."""
 
-comptime weight_terms[b_type: DType]: Int = 2 if b_type == DType.float16 else 3
-"""Terms of a weight."""
-
-comptime _ROUTE: Array[Array[Int, 2], 6] = [[2, 0], [1, 0], [1, 1], [0, 1], [0, 2], [0, 0]]
-"""Which terms of A and B are multiplied, one after the other; a product is left out where B has no such term."""
+comptime _ROUTE: Array[Array[Int, 2], 3] = [[1, 0], [0, 0], [0, 1]]
+"""Which terms of A and B are multiplied, one after the other."""
 
 
 @always_inline
-def _split[terms: Int](x: SIMD[DType.float32, 16]) -> Array[SIMD[DType.int32, 16], terms]:
-    """Splits 16 numbers into bfloat16, in the upper halves of words whose lower halves are zero."""
+def split[terms: Int = TERMS](x: SIMD[DType.float32, 16]) -> Array[SIMD[DType.int32, 16], terms]:
+    """Splits 16 numbers into terms of bfloat16, in the lower halves of words whose upper halves do not count.
+
+    Parameters:
+        terms: The first two, or 1: then numbers are rounded.
+    """
     var parts = Array[SIMD[DType.int32, 16], terms](uninitialized=True)
     var rest = x
     comptime for t in range(terms):
-        parts[t] = bitcast[DType.int32, 16](rest) & -65536
-        rest -= bitcast[DType.float32, 16](parts[t])
+        parts[t] = round_bfloat16(rest)
+        comptime if t + 1 < terms:
+            rest -= bitcast[DType.float32, 16](parts[t] << 16)
     return parts^
 
 
+@always_inline
+def split_pairs(x: SIMD[DType.float32, 16], y: SIMD[DType.float32, 16]) -> Array[SIMD[DType.int32, 16], TERMS]:
+    """Splits finite numbers, those of x into the lower halves of words and those of y into the upper: in fewer instructions
+    than `split` twice, as nothing is widened. Ties go away from zero."""
+    var x_first = bitcast[DType.int32, 16](x) + 0x8000
+    var y_first = (bitcast[DType.int32, 16](y) + 0x8000) & -65536
+    var x_rest = bitcast[DType.int32, 16](x - bitcast[DType.float32, 16](x_first & -65536)) + 0x8000
+    var y_rest = (bitcast[DType.int32, 16](y - bitcast[DType.float32, 16](y_first)) + 0x8000) & -65536
+    return [_upper_half(x_first) | y_first, _upper_half(x_rest) | y_rest]
+
+
+@always_inline
+def _upper_half(words: SIMD[DType.int32, 16]) -> SIMD[DType.int32, 16]:
+    """The upper halves of words, in the lower ones; the upper become 0."""
+    return bitcast[DType.int32, 16](bitcast[DType.uint32, 16](words) >> 16)
+
+
 @no_inline
-def _split_strip(
+def split_strip(
     x: Data[DType.float32],
     stride: Int,
     rows: Int,
@@ -80,7 +98,7 @@ def _split_strip(
         rows: Rows there are; the others become zeros.
         depth: Elements of a row.
         words: Pairs of a row of one term, a multiple of 16.
-        packed: Receives `3 * 16 * words` words.
+        packed: Receives `2 * 16 * words` words.
     """
     for row in range(TILE_ROWS):
         for first in range(0, words, 8):
@@ -92,10 +110,10 @@ def _split_strip(
                 else:
                     for i in range(depth - k):
                         values[i] = x[unsafe_offset=row * stride + k + i]
-            var parts = _split[A_TERMS](values)
-            var place = (first >> 4) * A_TERMS * WORDS + row * PANEL + (first & 15)  # PANEL is 16
-            comptime for t in range(A_TERMS):
-                var pairs = bitcast[DType.int32, 8]((parts[t] >> 16).cast[DType.int16]())
+            var parts = split(values)
+            var place = (first >> 4) * TERMS * WORDS + row * PANEL + (first & 15)  # PANEL is 16
+            comptime for t in range(TERMS):
+                var pairs = bitcast[DType.int32, 8](parts[t].cast[DType.int16]())
                 packed.unsafe_store(t * WORDS + place, pairs)
 
 
@@ -109,7 +127,6 @@ def _split_panel[b_type: DType, //](panel: Data[b_type], depth: Int, words: Int,
         words: Rows of pairs, a multiple of 16; those behind the last value become zeros.
         output: Receives `words` rows of 16 words for every term.
     """
-    comptime terms = weight_terms[b_type]
     for row in range(words):
         var x = SIMD[DType.float32, 16](0)
         var y = SIMD[DType.float32, 16](0)
@@ -117,62 +134,84 @@ def _split_panel[b_type: DType, //](panel: Data[b_type], depth: Int, words: Int,
             x = panel.unsafe_load[width=PANEL](2 * row * PANEL).cast[DType.float32]()
         if 2 * row + 1 < depth:
             y = panel.unsafe_load[width=PANEL]((2 * row + 1) * PANEL).cast[DType.float32]()
-        var lower = _split[terms](x)
-        var upper = _split[terms](y)
-        comptime for t in range(terms):
-            var place = (row // PANEL * terms + t) * WORDS + row % PANEL * PANEL
-            output.unsafe_store(place, ((lower[t] >> 16) & 0xFFFF) | upper[t])
+        var pairs = split_pairs(x, y)
+        comptime for t in range(TERMS):
+            var place = (row // PANEL * TERMS + t) * WORDS + row % PANEL * PANEL
+            output.unsafe_store(place, pairs[t])
 
 
 @no_inline
-def _multiply_terms[
-    T: TileUnit, //, b_terms: Int, strips: Int, panels: Int
-](tiles: T, a: Data[DType.int32], b: Data[DType.int32], count: Int, sums: Data[DType.int32]):
+def multiply_terms[
+    T: TileUnit, //, strips: Int, panels: Int, accumulate: Bool = False
+](
+    tiles: T,
+    a: Data[DType.int32],
+    b: Data[DType.int32],
+    b_panel_stride: Int,
+    count: Int,
+    sums: Data[DType.int32],
+    sums_stride: Int,
+):
     """Stores the sums of one or two strips and one or two panels, over all products of terms that count.
 
     Parameters:
         T: The tile unit.
-        b_terms: Terms of b.
         strips: Strips of a.
         panels: Panels of b.
+        accumulate: Whether to add to the sums that are there.
 
     Args:
         tiles: The tile unit, after `begin`.
-        a: The strips one after another, each of them `3 * count` KB.
-        b: The panels one after another, each of them `b_terms * count` KB.
+        a: The strips one after another, each of them `2 * count` KB.
+        b: First of `2 * count` KB of the first panel.
+        b_panel_stride: Times 4 bytes from one panel to the next.
         count: Times 32 k.
-        sums: Receives float32, SUMS elements from row to row.
+        sums: Receives float32.
+        sums_stride: From one row of the sums to the next.
     """
-    comptime for c in range(strips * panels):
-        tiles.clear[c]()
+
+    @always_inline
+    def place(s: Int, p: Int) {imm sums, imm sums_stride} -> Data[DType.int32]:
+        return sums.unsafe_offset(s * TILE_ROWS * sums_stride + p * PANEL)
+
+    comptime for s in range(strips):
+        comptime for p in range(panels):
+            comptime if accumulate:
+                tiles.load[s * panels + p](place(s, p), sums_stride)
+            else:
+                tiles.clear[s * panels + p]()
     for i in range(count):
 
         @always_inline
         def load_a[term: Int]() {imm}:
             comptime for s in range(strips):
-                tiles.load[4 + s](a.unsafe_offset(((s * count + i) * A_TERMS + term) * WORDS))
+                tiles.load[4 + s](a.unsafe_offset(((s * count + i) * TERMS + term) * WORDS))
 
         @always_inline
         def load_b[term: Int]() {imm}:
             comptime for p in range(panels):
-                tiles.load[6 + p](b.unsafe_offset(((p * count + i) * b_terms + term) * WORDS))
+                tiles.load[6 + p](b.unsafe_offset(p * b_panel_stride + (i * TERMS + term) * WORDS))
 
         load_a[_ROUTE[0][0]]()
         load_b[_ROUTE[0][1]]()
-        comptime for step in range(6):
+        comptime for step in range(len(_ROUTE)):
             comptime a_term = _ROUTE[step][0]
             comptime b_term = _ROUTE[step][1]
-            comptime if b_term < b_terms:
-                comptime if step > 0 and a_term != _ROUTE[step - 1][0]:
-                    load_a[a_term]()
-                comptime if step > 0 and b_term != _ROUTE[step - 1][1]:
-                    load_b[b_term]()
-                comptime for s in range(strips):
-                    comptime for p in range(panels):
-                        tiles.multiply[DType.bfloat16, s * panels + p, 4 + s, 6 + p]()
+            comptime if step > 0 and a_term != _ROUTE[step - 1][0]:
+                load_a[a_term]()
+            comptime if step > 0 and b_term != _ROUTE[step - 1][1]:
+                load_b[b_term]()
+            comptime for s in range(strips):
+                comptime for p in range(panels):
+                    tiles.multiply[DType.bfloat16, s * panels + p, 4 + s, 6 + p]()
     comptime for s in range(strips):
         comptime for p in range(panels):
-            tiles.store[s * panels + p](sums.unsafe_offset(s * TILE_ROWS * SUMS + p * PANEL), SUMS)
+            tiles.store[s * panels + p](place(s, p), sums_stride)
+
+
+def split_rows(depth: Int) -> Int:
+    """Rows of A that stay in the second cache while panels, split for them, pass by: of whole tiles."""
+    return max(1, BLOCK_BYTES // (2 * TILE_ROWS * TERMS * 2 * depth)) * 2 * TILE_ROWS
 
 
 def multiply_split[
@@ -191,17 +230,16 @@ def multiply_split[
 ):
     """Computes the rows and panels given with the tile unit, on the calling thread; arguments as for `multiply_block`.
     """
-    comptime b_terms = weight_terms[b_type]
     var count = ceildiv(depth, 2 * PANEL)
     var words = count * PANEL
     var stride = panel_rows[b_type](depth) * row_size[b_type]
     var strip_words = TILE_ROWS * words
-    var block = max(1, BLOCK_BYTES // (2 * A_TERMS * 4 * strip_words)) * 2 * TILE_ROWS
+    var block = split_rows(depth)
     var strips = ceildiv(min(block, row_end - row_begin), TILE_ROWS)
 
     # On the heap: what inlined code writes to a stack allocation, the optimiser thinks no call reads (Mojo 1.2.0).
-    var packed = unsafe_alloc[Int32](A_TERMS * strips * strip_words, alignment=64)
-    var split = unsafe_alloc[Int32](2 * b_terms * count * WORDS, alignment=64)
+    var packed = unsafe_alloc[Int32](TERMS * strips * strip_words, alignment=64)
+    var split = unsafe_alloc[Int32](2 * TERMS * count * WORDS, alignment=64)
     var registers = unsafe_alloc[Int32](0 if HARDWARE_AMX else REGISTERS * WORDS, alignment=64)
     var sums = stack_allocation[2 * TILE_ROWS * SUMS, DType.int32, alignment=64]()
     var tiles = Tiles(registers)
@@ -209,13 +247,13 @@ def multiply_split[
     for first in range(row_begin, row_end, block):
         var last = min(first + block, row_end)
         for row in range(first, last, TILE_ROWS):
-            _split_strip(
+            split_strip(
                 a.unsafe_offset(row * a_stride),
                 a_stride,
                 min(TILE_ROWS, last - row),
                 depth,
                 words,
-                packed.unsafe_offset(A_TERMS * (row - first) * words),
+                packed.unsafe_offset(TERMS * (row - first) * words),
             )
         for panel in range(panel_begin, panel_end, 2):
             var panels = min(2, panel_end - panel)
@@ -224,19 +262,21 @@ def multiply_split[
                     b.unsafe_offset((panel + p) * stride),
                     depth,
                     words,
-                    split.unsafe_offset(p * b_terms * count * WORDS),
+                    split.unsafe_offset(p * TERMS * count * WORDS),
                 )
             for row in range(first, last, 2 * TILE_ROWS):
                 var rows = min(2 * TILE_ROWS, last - row)
                 comptime for s in range(1, 3):
                     comptime for p in range(1, 3):
                         if ceildiv(rows, TILE_ROWS) == s and panels == p:
-                            _multiply_terms[b_terms, s, p](
+                            multiply_terms[s, p](
                                 tiles,
-                                packed.unsafe_offset(A_TERMS * (row - first) * words),
+                                packed.unsafe_offset(TERMS * (row - first) * words),
                                 split,
+                                TERMS * count * WORDS,
                                 count,
                                 sums,
+                                SUMS,
                             )
                 var end = min((panel + panels) * PANEL, columns)
                 finish(rows, row, panel * PANEL, end, sums.unsafe_bitcast[Float32](), SUMS, epilogue)

@@ -38,10 +38,10 @@ from std.collections import Array
 from std.math import ceildiv, cos, iota, log10, pi
 from std.memory import bitcast, stack_allocation
 from std.sys import size_of
-from std.utils import IndexList
 
 from ..cpu.threads import ForkJoin, grain
 from ..cpu.tile import WIDTH
+from ..cpu.transpose import transpose
 from ..data import Data
 from .dft import BINS, POINTS, SLOTS, Real, Vector, power_spectrum
 
@@ -106,30 +106,6 @@ def scaled_log[width: SIMDLength, //](x: Vector[width]) -> Vector[width]:
     return q.fma(t, e.cast[DType.float32]().fma(Float32(log10(2.0) / 4), 1))
 
 
-def _exchange_lanes[distance: Int](first: Bool) -> IndexList[WIDTH]:
-    """Where the lanes of the first or second row of a pair come from: lanes of the second row count from WIDTH on."""
-    var lanes = IndexList[WIDTH]()
-    for i in range(WIDTH):
-        if first:
-            lanes[i] = i if i & distance == 0 else WIDTH + i - distance
-        else:
-            lanes[i] = i + distance if i & distance == 0 else WIDTH + i
-    return lanes
-
-
-@always_inline
-def _transpose[distance: Int = 1](mut rows: Array[Vector[WIDTH], WIDTH]):
-    """Transposes WIDTH rows of WIDTH lanes: rows 1, 2, 4 .. apart exchange lanes that are as far apart."""
-    comptime if distance < WIDTH:
-        comptime for i in range(WIDTH):
-            comptime if i & distance == 0:
-                var a = rows[i]
-                var b = rows[i + distance]
-                rows[i] = a.shuffle[_exchange_lanes[distance](True)](b)
-                rows[i + distance] = a.shuffle[_exchange_lanes[distance](False)](b)
-        _transpose[2 * distance](rows)
-
-
 @always_inline
 def _load_frames[dtype: DType, //](samples: Data[dtype], x: Real[]):
     """Windows WIDTH frames and transposes them: sample n of all frames becomes the vector in its slot of x.
@@ -145,7 +121,7 @@ def _load_frames[dtype: DType, //](samples: Data[dtype], x: Real[]):
         var rows = Array[Vector[WIDTH], WIDTH](uninitialized=True)
         comptime for lane in range(WIDTH):
             rows[lane] = samples.unsafe_load[width=WIDTH](lane * HOP + n).cast[DType.float32]() * weight
-        _transpose(rows)
+        transpose[DType.float32, WIDTH](rows)
         comptime for lane in range(WIDTH):
             x.unsafe_store(Int(slots[n + lane]) * WIDTH, rows[lane])
 

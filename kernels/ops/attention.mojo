@@ -13,9 +13,11 @@ from ..attention.cpu import Attention, attend
 from ..attention.gpu.launch import AttentionOnGPU, enqueue_pack_heads
 from ..attention.heads import store_heads
 from ..attention.pairs import KEY_GROUP, Pairs, pair_rows
-from ..attention.strip import HEAD
+from ..attention.strip import HEAD, StripSoftmax
 from ..attention.strip_bfloat16 import Bfloat16Strips
 from ..attention.strip_float32 import Float32Strips
+from ..attention.strip_split import SplitStrips
+from ..cpu.split_amx import TERMS
 from ..cpu.threads import ForkJoin
 from ..cpu.tile import PANEL
 from ..data import Data, data, require, require_contiguous, require_size
@@ -43,16 +45,18 @@ struct PackHeads:
         _require_columns[op](columns, 2 * heads * HEAD, "rows")
         require_contiguous(rows, op, "rows")
         comptime if target == "cpu" and cache_type == DType.bfloat16:
-            _require_pairs[op](keys.shape(), values.shape(), batch, length)
-            pair_rows(
-                _as[DType.bfloat16](data(keys)),
-                _as[DType.bfloat16](data(values)),
-                _as[DType.float32](data(rows)),
-                columns,
-                batch,
-                heads,
-                length,
-            )
+            var terms = _require_pairs[op](keys.shape(), values.shape(), batch, length)
+            comptime for t in range(1, TERMS + 1):
+                if t == terms:
+                    pair_rows[t](
+                        _as[DType.bfloat16](data(keys)),
+                        _as[DType.bfloat16](data(values)),
+                        _as[DType.float32](data(rows)),
+                        columns,
+                        batch,
+                        heads,
+                        length,
+                    )
         else:
             require_keys_and_values[target, op](keys.shape(), values.shape(), batch)
             require_size(values.dim_size(2), length, op, "S of the values")
@@ -173,8 +177,8 @@ struct SelfAttention:
 
 @extensibility.register("whisper_packed_self_attention")
 struct PackedSelfAttention:
-    """Computes attention of all rows over all rows, on a CPU, in bfloat16: rows (B, S, N) whose first H*64 columns are
-    queries, their keys and values from `whisper_pack_heads` in bfloat16 -> (B, S, H*64)."""
+    """Computes attention of all rows over all rows, on a CPU, by products of bfloat16: rows (B, S, N) whose first H*64 columns
+    are queries, their keys and values from `whisper_pack_heads` in one or two terms of bfloat16 -> (B, S, H*64)."""
 
     @staticmethod
     def execute[
@@ -192,24 +196,31 @@ struct PackedSelfAttention:
         var length = rows.dim_size(1)
         var columns = rows.dim_size(2)
         var heads = values.dim_size(1)
-        _require_pairs[op](keys.shape(), values.shape(), batch, length)
+        var terms = _require_pairs[op](keys.shape(), values.shape(), batch, length)
         _require_columns[op](columns, heads * HEAD, "rows")
         _require_output[op](output.shape(), batch, length, heads)
         require_contiguous(rows, op, "rows")
         require_contiguous(keys, op, "keys")
         require_contiguous(values, op, "values")
-        Attention[Bfloat16Strips](
-            data(output),
-            data(rows),
-            columns,
-            data(keys),
-            data(values),
-            length,
-            None,
-            batch,
-            heads,
-            length,
-        ).run[causal=False](ForkJoin())
+
+        def attend_by[Strips: StripSoftmax]() {imm}:
+            Attention[Strips](
+                data(output).unsafe_bitcast[Scalar[Strips.dtype]](),
+                data(rows).unsafe_bitcast[Scalar[Strips.dtype]](),
+                columns,
+                data(keys).unsafe_bitcast[Scalar[Strips.cache_type]](),
+                data(values).unsafe_bitcast[Scalar[Strips.cache_type]](),
+                length,
+                None,
+                batch,
+                heads,
+                length,
+            ).run[causal=False](ForkJoin())
+
+        if terms == SplitStrips.terms:
+            attend_by[SplitStrips]()
+        else:
+            attend_by[Bfloat16Strips]()
 
 
 @extensibility.register("whisper_cached_attention")
@@ -348,7 +359,7 @@ def require_keys_and_values[
 
 def _require_pairs[
     keys_rank: Int, values_rank: Int, //, op: StaticString
-](keys: IndexList[keys_rank, ...], values: IndexList[values_rank, ...], batch: Int, length: Int) raises:
+](keys: IndexList[keys_rank, ...], values: IndexList[values_rank, ...], batch: Int, length: Int) raises -> Int:
     """Raises unless keys and values have a CPU's layout of pairs of bfloat16, B batch rows and S rows.
 
     Parameters:
@@ -361,17 +372,22 @@ def _require_pairs[
         values: Shape of the values.
         batch: B.
         length: S.
+
+    Returns:
+        How many terms stand for a number: 1 or 2.
     """
     comptime assert keys_rank == 5 and values_rank == 5, "on a CPU, keys and values of bfloat16 have rank 5"
+    var terms = TERMS if keys[3] == TERMS * HEAD // 2 else 1
     require_size(values[0], batch, op, "B of the values")
     require_size(values[2], HEAD // PANEL, op, "the panels of a head of the values")
-    require_size(values[3], PANEL * ceildiv(length, KEY_GROUP), op, "the number of pairs of values")
+    require_size(values[3], terms * PANEL * ceildiv(length, KEY_GROUP), op, "the number of pairs of values")
     require_size(values[4], 2 * PANEL, op, "the width of a panel of values")
     require_size(keys[0], batch, op, "B of the keys")
     require_size(keys[1], values[1], op, "H of the keys")
     require_size(keys[2], ceildiv(length, PANEL), op, "the number of panels of keys")
-    require_size(keys[3], HEAD // 2, op, "the pairs of a head of the keys")
+    require_size(keys[3], terms * HEAD // 2, op, "the pairs of a head of the keys")
     require_size(keys[4], 2 * PANEL, op, "the width of a panel of keys")
+    return terms
 
 
 def _require_columns[op: StaticString](found: Int, least: Int, name: StaticString) raises:

@@ -117,6 +117,6 @@ def add_graphs(module: "GraphModule", dims: ModelDimensions, device: str, dtype:
 
     caches = DType[packed.Format.of(dtype, device).caches]
     reference = DeviceRef.GPU() if device == "gpu" else DeviceRef.CPU()
-    pairs = device == "cpu" and dtype in packed.ROUNDED and target.multiplies_bfloat16()
-    weights = Weights(packed.recipes(dims, dtype, device), caches, DType.bfloat16 if pairs else None, reference)
+    attention = target.bfloat16_terms(rounded=dtype in packed.ROUNDED) if device == "cpu" else None
+    weights = Weights(packed.recipes(dims, dtype, device), caches, attention, reference)
     graphs.build(module, dims, weights)

@@ -119,13 +119,16 @@ def keys_shape(batch: DimLike, heads: int, length: int | Dim, device: DeviceRef)
     return packing.keys_shape(batch, heads, length, "gpu" if device.is_gpu() else "cpu")
 
 
-def pack_heads(rows: TensorValue, *, heads: int, dtype: DType | None = None) -> tuple[TensorValue, TensorValue]:
+def pack_heads(
+    rows: TensorValue, *, heads: int, dtype: DType | None = None, terms: int = 1
+) -> tuple[TensorValue, TensorValue]:
     """Lays keys and values out as `attention` reads them.
 
     Args:
         rows: (B, S, N); the last 2 * heads * 64 columns are the keys and the values of all heads.
         heads: H.
         dtype: Element type of keys and values; that of the rows if not given, and always on a GPU.
+        terms: With bfloat16 on a CPU, how many numbers stand for one: 1, or 2 for `self_attention`.
 
     Returns:
         keys, see `keys_shape`, and values (B, H, S, 64); in bfloat16 on a CPU `packing.pairs_shapes`.
@@ -133,7 +136,7 @@ def pack_heads(rows: TensorValue, *, heads: int, dtype: DType | None = None) -> 
     batch, length, _ = rows.shape
     shapes = keys_shape(batch, heads, length, rows.device), [batch, heads, length, HEAD]
     if rows.device.is_cpu() and dtype == DType.bfloat16:
-        shapes = packing.pairs_shapes(batch, heads, length)
+        shapes = packing.pairs_shapes(batch, heads, length, terms)
     types = [TensorType(dtype or rows.dtype, shape, device=rows.device) for shape in shapes]
     keys, values = _custom("whisper_pack_heads", [rows], types)
     return keys, values
@@ -155,24 +158,25 @@ def attention(queries: TensorValue, keys: TensorValue, values: TensorValue, *, r
     return _custom("whisper_attention", [queries, keys, values], [out], rounded=rounded)[0]
 
 
-def self_attention(rows: TensorValue, *, heads: int, dtype: DType | None = None) -> TensorValue:
+def self_attention(rows: TensorValue, *, heads: int, terms: int | None = None) -> TensorValue:
     """Fused attention of all rows over all rows. A GPU reads keys and values where they lie, a CPU packs them first.
 
     Args:
         rows: (B, S, 3 * heads * 64): queries, keys and values.
         heads: H.
-        dtype: What they are rounded to before they are multiplied: that of the rows if not given, or on a CPU bfloat16, for
-            AMX and AVX-512.
+        terms: On a CPU, of how many bfloat16 numbers queries, keys, values and weights become sums before they are
+            multiplied, for AMX and AVX-512: 1 rounds them, 2 keep 16 bits, for float32's results on AMX. None multiplies
+            them as they are.
 
     Returns:
         (B, S, H * 64).
     """
     out = _like(rows, [rows.shape[0], rows.shape[1], heads * HEAD])
     if rows.device.is_cpu():
-        packed = pack_heads(rows, heads=heads, dtype=dtype)
-        if dtype == DType.bfloat16:
-            return _custom("whisper_packed_self_attention", [rows, *packed], [out])[0]
-        return attention(rows, *packed)
+        if terms is None:
+            return attention(rows, *pack_heads(rows, heads=heads))
+        packed = pack_heads(rows, heads=heads, dtype=DType.bfloat16, terms=terms)
+        return _custom("whisper_packed_self_attention", [rows, *packed], [out])[0]
     return _custom("whisper_self_attention", [rows], [out])[0]
 
 

@@ -97,12 +97,15 @@ def keys_shape(batch: Any, heads: Any, length: Any, device: str = "cpu") -> list
     return [batch, heads, (length + PANEL - 1) // PANEL, HEAD_DIM, PANEL]
 
 
-def pairs_shapes(batch: Any, heads: Any, length: Any) -> tuple[list[Any], list[Any]]:
-    """Shapes of keys and values of bfloat16 on a CPU: of pairs, see `kernels/attention/pairs.mojo`; arguments as above."""
+def pairs_shapes(batch: Any, heads: Any, length: Any, terms: int = 1) -> tuple[list[Any], list[Any]]:
+    """Shapes of keys and values of bfloat16 on a CPU: of pairs, see `kernels/attention/pairs.mojo`; arguments as above.
+
+    `terms` is how many bfloat16 numbers stand for one: 1, or 2 for float32's results.
+    """
     pairs = (length + 2 * PANEL - 1) // (2 * PANEL) * PANEL
     return (
-        [batch, heads, (length + PANEL - 1) // PANEL, HEAD_DIM // 2, 2 * PANEL],
-        [batch, heads, HEAD_DIM // PANEL, pairs, 2 * PANEL],
+        [batch, heads, (length + PANEL - 1) // PANEL, terms * HEAD_DIM // 2, 2 * PANEL],
+        [batch, heads, HEAD_DIM // PANEL, terms * pairs, 2 * PANEL],
     )
 
 

@@ -132,6 +132,22 @@ def multiplies_bfloat16() -> bool:
     return cpu_target() in ("sapphirerapids", "cooperlake", *EMULATIONS)
 
 
+def has_tile_unit() -> bool:
+    """Whether CPU code is compiled for AMX, where three products of bfloat16 are faster than one of float32."""
+    return cpu_target() in ("sapphirerapids", "emulated-amx")
+
+
+def bfloat16_terms(*, rounded: bool) -> int | None:
+    """Of how many bfloat16 numbers the encoder's attention makes its factors, see `max_whisper.ops.self_attention`.
+
+    Args:
+        rounded: Whether the model's weights are less exact than those that Whisper was published with.
+    """
+    if rounded:
+        return 1 if multiplies_bfloat16() else None
+    return 2 if has_tile_unit() else None
+
+
 def host_level(device: str = "cpu") -> str:
     """The best level of CPU_LEVELS that this machine has, AVX2 at most for a GPU; "host" on other architectures."""
     if platform.machine() != "x86_64":

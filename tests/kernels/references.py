@@ -80,6 +80,15 @@ def attention(queries, keys, values, *, first_visible: int | None = None):
     return (p / p.sum(-1, keepdims=True) @ values).swapaxes(1, 2).reshape(batch, -1, heads * head)
 
 
+def self_attention(rows, *, heads: int):
+    """Attention of all rows over all rows: queries, keys and values (B, S, 3 * H * 64)."""
+    batch, length, _ = rows.shape
+    q, k, v = rows.reshape(batch, length, 3, heads, -1).transpose(2, 0, 3, 1, 4)
+    scores = q @ k.swapaxes(2, 3) / math.sqrt(q.shape[-1])
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    return (p / p.sum(-1, keepdims=True) @ v).swapaxes(1, 2).reshape(batch, length, -1)
+
+
 def self_attention_in_bfloat16(rows, heads: int):
     """Attention of all rows over all rows, of rounded queries, keys and values (B, S, 3 * H * 64), and the mean of |v - o|
     with the same weights: what an error of theirs is multiplied with."""

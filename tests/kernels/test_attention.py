@@ -37,11 +37,15 @@ def pack_heads_float16(rows):
 
 
 def self_attention_in_bfloat16(rows, *, heads):
-    return ops.self_attention(rows, heads=heads, dtype=DType.bfloat16)
+    return ops.self_attention(rows, heads=heads, terms=1)
 
 
-def pack_heads_bfloat16(rows, *, heads):
-    return ops.pack_heads(rows, heads=heads, dtype=DType.bfloat16)
+def self_attention_in_two_terms(rows, *, heads):
+    return ops.self_attention(rows, heads=heads, terms=2)
+
+
+def pack_heads_bfloat16(rows, *, heads, terms):
+    return ops.pack_heads(rows, heads=heads, dtype=DType.bfloat16, terms=terms)
 
 
 eager.prepare(cached_attention, "f32[3] i32[1] f32[5] f32[4]")
@@ -50,7 +54,9 @@ eager.prepare(attention_of_rounded, "f32[3] f16[5] f16[4]")
 eager.prepare(pack_heads_float16, "f32[3]")
 eager.prepare(cached_attention_float16, "f32[3] i32[1] f16[5] f16[4]")
 eager.prepare(self_attention_in_bfloat16, "f32[3]", heads=2)
-eager.prepare(pack_heads_bfloat16, "f32[3]", heads=2)
+eager.prepare(self_attention_in_two_terms, "f32[3]", heads=2)
+eager.prepare(pack_heads_bfloat16, "f32[3]", heads=2, terms=1)
+eager.prepare(pack_heads_bfloat16, "f32[3]", heads=2, terms=2)
 
 
 def pack(rows: np.ndarray, heads: int) -> tuple[np.ndarray, np.ndarray]:
@@ -257,21 +263,56 @@ def test_what_is_no_number_stays_none_in_bfloat16(rng):
     assert np.isnan(run(self_attention_in_bfloat16, rows, heads=2)).all()
 
 
+@pytest.mark.parametrize("terms", [1, 2])
 @pytest.mark.parametrize("length", [1, 16, 17, 33, 1500])
-def test_pack_heads_in_bfloat16(rng, length):
-    """Keys: pairs of elements. Values: pairs of keys, 16 apart, and zeros behind the last."""
+def test_pack_heads_in_bfloat16(rng, length, terms):
+    """Keys: pairs of elements. Values: pairs of keys, 16 apart, zeros behind the last. Terms take turns, 16 rows each."""
     rows = rng.standard_normal((2, length, 3 * 2 * HEAD), dtype=np.float32)
-    keys, values = run(pack_heads_bfloat16, rows, heads=2)
+    keys, values = run(pack_heads_bfloat16, rows, heads=2, terms=terms)
     plain_keys, plain_values = pack(rows, 2)
-    panels, pairs = plain_keys.shape[2], values.shape[3]
-    pairs_of_elements = plain_keys.reshape(2, 2, panels, HEAD // 2, 2, 16).swapaxes(4, 5)
-    np.testing.assert_array_equal(keys, to_bfloat16(pairs_of_elements.reshape(2, 2, panels, HEAD // 2, 32)))
-    padded = np.zeros((2, 2, 2 * pairs, HEAD), np.float32)
+    panels, groups = plain_keys.shape[2], -(-length // 32)
+    padded = np.zeros((2, 2, 32 * groups, HEAD), np.float32)
     padded[:, :, :length] = plain_values
-    groups = padded.reshape(2, 2, -1, 2, 16, 4, 16).transpose(0, 1, 5, 2, 4, 6, 3)
-    np.testing.assert_array_equal(values, to_bfloat16(groups.reshape(2, 2, 4, pairs, 32)))
+    key_pairs = plain_keys.reshape(2, 2, panels, 2, 16, 2, 16).swapaxes(5, 6)
+    value_pairs = padded.reshape(2, 2, groups, 2, 16, 4, 16).transpose(0, 1, 5, 2, 4, 6, 3)
+    for found, pairs in ((keys, key_pairs), (values, value_pairs)):
+        rounded = [to_bfloat16(pairs), to_bfloat16(pairs - references.as_bfloat16(pairs).astype(np.float32))]
+        np.testing.assert_array_equal(found, np.stack(rounded[:terms], axis=4).reshape(found.shape))
 
 
-def test_no_rows_in_bfloat16():
+def check_in_two_terms(rows: np.ndarray) -> None:
+    """The bound is float32's: what two terms leave out is within it."""
+    check(self_attention_in_two_terms, [rows], references.self_attention, heads=2, **FLOAT32_TOLERANCE)
+
+
+# Around strips of 16 and 32 queries, panels of 16 keys, groups of 32, blocks of 128.
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 32, 33, 47, 95, 127, 128, 129, 161, 257, 300])
+def test_self_attention_in_two_terms(rng, length):
+    check_in_two_terms(rng.standard_normal((2, length, 3 * 2 * HEAD), dtype=np.float32))
+
+
+def test_self_attention_in_two_terms_of_a_window(rng):
+    check_in_two_terms(rng.standard_normal((1, 1500, 3 * 2 * HEAD), dtype=np.float32))
+
+
+@pytest.mark.parametrize("slope", [-0.5, 0.03, 0.5])
+def test_large_scores_in_two_terms(rng, slope):
+    """Scores from 0 to 300: the largest first, or last, so that every block of keys raises the bound, or few do.
+
+    A score's sum is rounded 96 times, by up to 2^-24 * 300 each: by 1e-4 in the mean square, and so are the weights."""
+    rows = rng.standard_normal((1, 600, 3 * 2 * HEAD), dtype=np.float32)
+    rows[..., 0 : 2 * HEAD : HEAD] = 4
+    rows[..., 2 * HEAD : 4 * HEAD : HEAD] = 2 * slope * np.arange(600, dtype=np.float32)[:, None]
+    check(self_attention_in_two_terms, [rows], references.self_attention, heads=2, rtol=0, atol=5e-4)
+
+
+def test_what_is_no_number_stays_none_in_two_terms(rng):
+    rows = rng.standard_normal((1, 40, 3 * 2 * HEAD), dtype=np.float32)
+    rows[0, 35] = np.nan
+    assert np.isnan(run(self_attention_in_two_terms, rows, heads=2)).all()
+
+
+@pytest.mark.parametrize("attention", [self_attention_in_bfloat16, self_attention_in_two_terms])
+def test_no_rows_in_bfloat16(attention):
     rows = np.zeros((1, 0, 3 * 2 * HEAD), np.float32)
-    assert eager.call(self_attention_in_bfloat16, rows, heads=2).shape == (1, 0, 2 * HEAD)
+    assert eager.call(attention, rows, heads=2).shape == (1, 0, 2 * HEAD)
