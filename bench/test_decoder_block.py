@@ -19,7 +19,8 @@ DTYPES = {"float32": ("f32", "f32"), "float16": ("f16", "f16"), "bfloat16": ("bf
 
 @eager.in_place(2, 3)
 def decoder_block(x, past, keys, values, audio_keys, audio_values, *weights):
-    return ops.decoder_block(x, past, (keys, values), (audio_keys, audio_values), weights)
+    audio = audio_keys, audio_values
+    return ops.decoder_block(x, past, (keys, values), audio, weights, audio_length=AUDIO_CONTEXT)
 
 
 def builtin(x: TensorValue, *arguments: TensorValue) -> TensorValue:

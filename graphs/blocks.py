@@ -15,7 +15,8 @@ class Weights:
 
     Args:
         recipes: What every packed weight is, see `max_whisper.packed`.
-        caches: Element type of the decoder's keys and values.
+        caches: Element type of the decoder's keys and values of the text.
+        audio_caches: Element type of those of the audio.
         attention: The terms of the encoder's attention, see `ops.self_attention`.
         device: Where they live.
         prefix: Put before every name.
@@ -25,9 +26,16 @@ class Weights:
     """
 
     def __init__(
-        self, recipes: dict[str, Recipe], caches: DType, attention: int | None, device: DeviceRef, prefix: str = ""
+        self,
+        recipes: dict[str, Recipe],
+        caches: DType,
+        audio_caches: DType,
+        attention: int | None,
+        device: DeviceRef,
+        prefix: str = "",
     ) -> None:
-        self.recipes, self.caches, self.attention, self.device = recipes, caches, attention, device
+        self.recipes, self.caches, self.audio_caches = recipes, caches, audio_caches
+        self.attention, self.device = attention, device
         self.prefix = prefix
         self.dtype = DType.float32 if device.is_cpu() else DType[next(iter(recipes.values())).dtype]
 
@@ -39,7 +47,8 @@ class Weights:
 
     def at(self, prefix: str) -> "Weights":
         """The weights whose names begin with `prefix` and a dot."""
-        return Weights(self.recipes, self.caches, self.attention, self.device, f"{self.prefix}{prefix}.")
+        prefix = f"{self.prefix}{prefix}."
+        return Weights(self.recipes, self.caches, self.audio_caches, self.attention, self.device, prefix)
 
 
 def layer_norm(x: TensorValue, w: Weights) -> TensorValue:
@@ -89,12 +98,13 @@ def decoder_block(
     cache: tuple[BufferValue, BufferValue],
     cross: tuple[TensorValue, TensorValue],
     w: Weights,
+    *,
+    audio_length: int,
 ) -> TensorValue:
     """Causal self-attention over the KV cache, cross-attention over the audio, MLP: (B, T, d) -> (B, T, d)."""
     if w.device.is_cpu():
-        return ops.decoder_block(
-            x, past, cache, cross, [w[f"{layer}.{part}"] for layer in DECODER_BLOCK for part in ("weight", "bias")]
-        )
+        weights = [w[f"{layer}.{part}"] for layer in DECODER_BLOCK for part in ("weight", "bias")]
+        return ops.decoder_block(x, past, cache, cross, weights, audio_length=audio_length)
     qkv = norm_linear(x, w.at("attn_ln"), w.at("attn.qkv"))
     x = linear(ops.cached_attention(qkv, past, *cache), w.at("attn.out"), residual=x)
     query = norm_linear(x, w.at("cross_attn_ln"), w.at("cross_attn.query"))

@@ -1,6 +1,6 @@
 """The decoder: keys and values of the audio once per window, then tokens in, token out.
 
-    states (B, 1500, d) -> per block: keys (B, H, 94, 64, 16), values (B, H, 1500, 64)          cross_attention_graph
+    states (B, 1500, d) -> per block: keys (B, H, 94, 64, 16), values (B, H, 1500, 64), or bytes      cross_attention_graph
     tokens (B, T) + KV caches -> picked token (B), its log probability (B), no-speech (B)       decoder_graph
 
 One graph serves the prompt (T > 1) and every later step (T = 1): T is a symbolic dimension.
@@ -13,6 +13,7 @@ from max_whisper import ops
 from max_whisper.config import ModelDimensions
 from max_whisper.graphs.blocks import Weights, decoder_block, layer_norm, linear
 from max_whisper.graphs.module import GraphModule
+from max_whisper.packing import bytes_shapes
 
 
 def cross_attention_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) -> None:
@@ -23,7 +24,7 @@ def cross_attention_graph(module: GraphModule, dims: ModelDimensions, weights: W
         outputs: list[TensorValue] = []
         for layer in range(dims.n_text_layer):
             rows = linear(states, weights.at(f"decoder.blocks.{layer}.cross_attn.kv"))
-            outputs += ops.pack_heads(rows, heads=dims.n_text_head, dtype=weights.caches)
+            outputs += ops.pack_heads(rows, heads=dims.n_text_head, dtype=weights.audio_caches)
         graph.output(*outputs)
 
 
@@ -54,7 +55,7 @@ def decoder_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) 
         for layer in range(dims.n_text_layer):
             keys, values, cross_keys, cross_values = caches[4 * layer : 4 * layer + 4]
             cache, cross = (keys.buffer, values.buffer), (cross_keys.tensor, cross_values.tensor)
-            x = decoder_block(x, past, cache, cross, w.at(f"blocks.{layer}"))
+            x = decoder_block(x, past, cache, cross, w.at(f"blocks.{layer}"), audio_length=dims.n_audio_ctx)
         states = layer_norm(x, w.at("ln"))
         screen = [w[f"token_embedding.{part}"] for part in ("rotation", "screen")] if device.is_cpu() else []
         silence = ops.token_probability(
@@ -83,8 +84,11 @@ def cache_types(dims: ModelDimensions, weights: Weights) -> list[BufferType | Te
     def shapes(length: int) -> list[list[DimLike]]:
         return [ops.keys_shape("batch", heads, length, device), ["batch", heads, length, ops.HEAD]]
 
+    audio, audio_shapes = weights.audio_caches, shapes(dims.n_audio_ctx)
+    if device.is_cpu() and audio == DType.int8:
+        audio_shapes = bytes_shapes("batch", heads, dims.n_audio_ctx)
     types: list[BufferType | TensorType] = []
     for _ in range(dims.n_text_layer):
         types += [BufferType(dtype, shape, device=device) for shape in shapes(dims.n_text_ctx)]
-        types += [TensorType(dtype, shape, device=device) for shape in shapes(dims.n_audio_ctx)]
+        types += [TensorType(audio, shape, device=device) for shape in audio_shapes]
     return types

@@ -16,7 +16,7 @@ first-level cache, the block of keys and values stays in the second while the st
                                          at the end O = O_n / l_n
 
 That step is where bodies differ: `strip_float32.mojo`, and for keys and values of bfloat16 `strip_bfloat16.mojo`, or
-`strip_split.mojo` where two of them stand for a float32.
+`strip_split.mojo` where two of them stand for a float32; `row_bytes.mojo` for keys and values of bytes and few queries.
 
 Cost: 4 * B*H*T*S*64 operations and B*H*T*S exponentials; bytes: Q and O once, K and V once per block of queries. One query
 per head (decoding) is bound by reading K and V: 2 * B*H*S*64 elements.
@@ -27,11 +27,11 @@ arXiv:1805.02867.
 
 from std.math import ceildiv
 
-from ..cpu.operand import MULTIPLIES_BFLOAT16
 from ..cpu.threads import Workers
 from ..cpu.tile import PANEL, WIDTH
 from ..data import Data
-from .pairs import Pairs, pair_cache
+from .pairs import Pairs, may_pair, pair_cache
+from .row_bytes import ByteRow
 from .strip import HEAD, StripSoftmax
 from .strip_bfloat16 import Bfloat16Strips
 from .strip_float32 import Float32Strips
@@ -96,10 +96,9 @@ struct Attention[Strips: StripSoftmax]:
         var query = self.queries.unsafe_offset((row * self.length + first) * self.query_stride + head * HEAD)
         strips.begin(query, self.query_stride, count)
         var matrix = row * self.heads + head
-        comptime size = Self.Strips.terms * HEAD
-        var keys = self.keys.unsafe_offset(matrix * ceildiv(self.capacity, PANEL) * PANEL * size)
-        var rows = ceildiv(self.capacity, Self.Strips.value_group) * Self.Strips.value_group
-        var values = self.values.unsafe_offset(matrix * rows * size)
+        var keys = self.keys.unsafe_offset(matrix * ceildiv(self.capacity, PANEL) * Self.Strips.panel_size)
+        var groups = ceildiv(self.capacity, Self.Strips.value_group)
+        var values = self.values.unsafe_offset(matrix * groups * Self.Strips.group_size)
 
         var seen = 0
         comptime if causal:
@@ -141,14 +140,14 @@ def attend[
         cache_type: Of keys and values.
         W: The kind of threads.
         rounded: Whether they belong to a model whose weights are rounded (`max_whisper/packed.py`): on a CPU that multiplies
-            bfloat16, many queries over float16 are then multiplied as pairs of it.
+            bfloat16, many queries over float16 are then multiplied as pairs of it. Over bytes they are in any case.
 
     Args:
         output: `batch x length x heads * 64`.
         queries: `batch x length` rows.
         query_stride: Elements from one row to the next.
-        keys: (batch, heads, ceil(capacity/16), 64, 16).
-        values: (batch, heads, capacity, 64).
+        keys: (batch, heads, ceil(capacity/16), 64, 16); bytes: `bytes.mojo`.
+        values: (batch, heads, capacity, 64); bytes: `bytes.mojo`.
         capacity: Keys of a head.
         batch: B.
         heads: H.
@@ -156,17 +155,9 @@ def attend[
         pairs: Room for these keys and values.
         workers: The threads.
     """
-    comptime if rounded and dtype == DType.float32 and cache_type == DType.float16 and MULTIPLIES_BFLOAT16:
+    comptime if dtype == DType.float32 and may_pair[cache_type](rounded):
         if pairs.wanted:
-            pair_cache(
-                pairs.keys,
-                pairs.values,
-                keys.unsafe_bitcast[Float16](),
-                values.unsafe_bitcast[Float16](),
-                batch * heads,
-                capacity,
-                workers,
-            )
+            pair_cache(pairs.keys, pairs.values, keys, values, batch * heads, capacity, workers)
             Attention[Bfloat16Strips](
                 output.unsafe_bitcast[Float32](),
                 queries.unsafe_bitcast[Float32](),
@@ -180,6 +171,21 @@ def attend[
                 length,
             ).run[causal=False](workers)
             return
-    Attention[Float32Strips[dtype, cache_type]](
-        output, queries, query_stride, keys, values, capacity, None, batch, heads, length
-    ).run[causal=False](workers)
+    comptime if cache_type == DType.int8:
+        comptime assert dtype == DType.float32, "over bytes, queries are float32"
+        Attention[ByteRow](
+            output.unsafe_bitcast[Float32](),
+            queries.unsafe_bitcast[Float32](),
+            query_stride,
+            keys.unsafe_bitcast[Int8](),
+            values.unsafe_bitcast[Int8](),
+            capacity,
+            None,
+            batch,
+            heads,
+            length,
+        ).run[causal=False](workers)
+    else:
+        Attention[Float32Strips[dtype, cache_type]](
+            output, queries, query_stride, keys, values, capacity, None, batch, heads, length
+        ).run[causal=False](workers)

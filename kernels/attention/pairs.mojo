@@ -6,7 +6,7 @@ Or in pairs of two terms (`strip_split.mojo`): then each 16 rows, those of a til
     values (B, H, 4, 16*ceil(S/32), 32)    row r of panel p: columns 16p .. 16p + 15 of the values 32*(r/16) + r%16 and of those
                                            16 further on, in pairs; zeros behind the last value
 
-They are made of the rows that a linear layer wrote, or of a cache of float16, for as many queries as that is worth.
+They are made of the rows that a linear layer wrote, or of a cache of float16 or bytes, for as many queries as that is worth.
 Cost: no arithmetic but rounding; 4 or 2 bytes read and 2 written for each of 2*B*S*H*64 elements.
 """
 
@@ -21,6 +21,7 @@ from ..cpu.threads import ForkJoin, Workers
 from ..cpu.tile import PANEL
 from ..cpu.transpose import transpose
 from ..data import Data
+from .bytes import VALUE_GROUP, pair_bytes_of_group
 from .strip import HEAD
 
 
@@ -154,8 +155,20 @@ def _store_values[
 
 
 comptime MANY_QUERIES = 64
-"""Queries from which on keys and values of float16, which were rounded once, are rounded to pairs of bfloat16: their products
+"""Queries from which on keys and values of float16 or bytes, which were rounded once, are rounded to pairs of bfloat16: their products
 then take a tenth of the time, and rounding that of a few queries."""
+
+
+def may_pair[cache_type: DType](rounded: Bool) -> Bool:
+    """Whether a cache's keys and values may be rounded to bfloat16.
+
+    Parameters:
+        cache_type: Their element type.
+
+    Args:
+        rounded: Whether they belong to a model whose weights are rounded.
+    """
+    return cache_type == DType.int8 or (rounded and cache_type == DType.float16)
 
 
 struct Pairs(TrivialRegisterPassable):
@@ -189,33 +202,53 @@ struct Pairs(TrivialRegisterPassable):
 
 
 def pair_cache[
-    W: Workers, //
+    cache_type: DType, W: Workers, //
 ](
     keys: Data[DType.bfloat16],
     values: Data[DType.bfloat16],
-    cached_keys: Data[DType.float16],
-    cached_values: Data[DType.float16],
+    cached_keys: Data[cache_type],
+    cached_values: Data[cache_type],
     matrices: Int,
     length: Int,
     workers: W,
 ):
-    """Rounds keys and values of float16 to pairs, on all threads.
+    """Makes pairs of keys and values of float16, or of bytes (`bytes.mojo`), on all threads.
 
     Args:
         keys: (matrices, ceil(length/16), 32, 32).
         values: (matrices, 4, 16*ceil(length/32), 32).
-        cached_keys: (matrices, ceil(length/16), 64, 16), zeros behind the last key.
-        cached_values: (matrices, length, 64).
+        cached_keys: (matrices, ceil(length/16), 64, 16), zeros behind the last key; or (.., 17, 64) bytes.
+        cached_values: (matrices, length, 64); or (matrices, ceil(length/64), 68, 64) bytes.
         matrices: Batch rows times heads.
         length: Keys and values of each.
         workers: The threads.
     """
-    var groups = ceildiv(length, KEY_GROUP)
+    comptime size = VALUE_GROUP if cache_type == DType.int8 else KEY_GROUP
+    var groups = ceildiv(length, size)
 
     @always_inline
     def some_groups(begin: Int, end: Int) {imm}:
         for task in range(begin, end):
-            pair_cache_of_group(keys, values, cached_keys, cached_values, length, task // groups, task % groups)
+            comptime if cache_type == DType.int8:
+                pair_bytes_of_group(
+                    keys,
+                    values,
+                    cached_keys.unsafe_bitcast[Int8](),
+                    cached_values.unsafe_bitcast[Int8](),
+                    length,
+                    task // groups,
+                    task % groups,
+                )
+            else:
+                pair_cache_of_group(
+                    keys,
+                    values,
+                    cached_keys.unsafe_bitcast[Float16](),
+                    cached_values.unsafe_bitcast[Float16](),
+                    length,
+                    task // groups,
+                    task % groups,
+                )
 
     workers.share(some_groups, matrices * groups)
 

@@ -27,11 +27,14 @@ trait StripSoftmax(TrivialRegisterPassable):
     comptime cache_type: DType
     """Element type of keys and values."""
 
-    comptime terms: Int
-    """Elements of keys and values that stand for one."""
+    comptime panel_size: Int
+    """Elements that a panel of 16 keys takes."""
 
     comptime value_group: Int
     """Values of a head are filled up with zeros to a multiple of this."""
+
+    comptime group_size: Int
+    """Elements that as many values take."""
 
     comptime rows: Int
     """Queries of a strip."""

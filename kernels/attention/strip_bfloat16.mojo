@@ -100,8 +100,9 @@ struct Bfloat16Strips(StripSoftmax):
 
     comptime dtype = DType.float32
     comptime cache_type = DType.bfloat16
-    comptime terms = 1
+    comptime panel_size = PANEL * HEAD
     comptime value_group = KEY_GROUP
+    comptime group_size = KEY_GROUP * HEAD
     comptime rows = Strips.rows
     comptime query_block = Strips.rows
     comptime key_block = 128

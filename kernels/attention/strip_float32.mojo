@@ -27,8 +27,9 @@ struct Float32Strips[queries_type: DType, keys_type: DType](StripSoftmax):
 
     comptime dtype = Self.queries_type
     comptime cache_type = Self.keys_type
-    comptime terms = 1
+    comptime panel_size = PANEL * HEAD
     comptime value_group = 1
+    comptime group_size = HEAD
     comptime rows = ROWS
     comptime query_block = 48  # a multiple of every CPU's ROWS
     comptime key_block = 256

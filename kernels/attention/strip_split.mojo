@@ -46,8 +46,9 @@ struct SplitStrips(StripSoftmax):
 
     comptime dtype = DType.float32
     comptime cache_type = DType.bfloat16
-    comptime terms = TERMS
+    comptime panel_size = TERMS * PANEL * HEAD
     comptime value_group = KEY_GROUP
+    comptime group_size = TERMS * KEY_GROUP * HEAD
     comptime rows = 2 * TILE_ROWS
     comptime query_block = Self.rows
     comptime key_block = 128

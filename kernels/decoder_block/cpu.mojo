@@ -22,7 +22,7 @@ from std.memory.alloc import unsafe_alloc
 
 from ..attention.cpu import Attention, attend
 from ..attention.heads import store_heads
-from ..attention.pairs import Pairs
+from ..attention.pairs import Pairs, may_pair
 from ..attention.strip import HEAD
 from ..attention.strip_float32 import Float32Strips
 from ..cpu.matmul import multiply
@@ -58,15 +58,15 @@ struct Cache[cache_type: DType](TrivialRegisterPassable):
     """Keys and values."""
 
     var keys: Data[Self.cache_type]
-    """(B, H, ceil(C/16), 64, 16)."""
+    """(B, H, ceil(C/16), 64, 16); bytes: `attention/bytes.mojo`."""
     var values: Data[Self.cache_type]
-    """(B, H, C, 64)."""
+    """(B, H, C, 64); bytes: `attention/bytes.mojo`."""
     var capacity: Int
     """C."""
 
 
 @fieldwise_init
-struct DecoderBlock[weight_type: DType, cache_type: DType](TrivialRegisterPassable):
+struct DecoderBlock[weight_type: DType, cache_type: DType, audio_type: DType](TrivialRegisterPassable):
     """The weights, caches and sizes of one block."""
 
     comptime _rounded = is_rounded[Self.weight_type]
@@ -91,7 +91,7 @@ struct DecoderBlock[weight_type: DType, cache_type: DType](TrivialRegisterPassab
     """Its second, mlp.2."""
     var text: Cache[Self.cache_type]
     """The KV cache, updated in place."""
-    var audio: Cache[Self.cache_type]
+    var audio: Cache[Self.audio_type]
     """Keys and values of the audio."""
     var past: Data[DType.int32]
     """(B), the keys that each row of the KV cache holds."""
@@ -111,7 +111,9 @@ struct DecoderBlock[weight_type: DType, cache_type: DType](TrivialRegisterPassab
         var normed = unsafe_alloc[Float32](rows * d, alignment=64)
         var attended = unsafe_alloc[Float32](rows * d, alignment=64)
         var wide = unsafe_alloc[Float32](rows * 4 * d, alignment=64)
-        var pairs = Pairs(Self._rounded, self.batch * self.heads, self.audio.capacity, self.length)
+        var pairs = Pairs(
+            may_pair[Self.audio_type](Self._rounded), self.batch * self.heads, self.audio.capacity, self.length
+        )
 
         @always_inline
         def member(team: Team) {imm}:

@@ -9,10 +9,11 @@ from max.gpu.host import DeviceContext
 from std.math import ceildiv
 from std.utils import IndexList
 
+from ..attention.bytes import KEY_PANEL, VALUE_GROUP, VALUES, byte_rows
 from ..attention.cpu import Attention, attend
 from ..attention.gpu.launch import AttentionOnGPU, enqueue_pack_heads
 from ..attention.heads import store_heads
-from ..attention.pairs import KEY_GROUP, Pairs, pair_rows
+from ..attention.pairs import KEY_GROUP, Pairs, may_pair, pair_rows
 from ..attention.strip import HEAD, StripSoftmax
 from ..attention.strip_bfloat16 import Bfloat16Strips
 from ..attention.strip_float32 import Float32Strips
@@ -57,6 +58,18 @@ struct PackHeads:
                         heads,
                         length,
                     )
+        elif target == "cpu" and cache_type == DType.int8:
+            _require_bytes[op](keys.shape(), values.shape(), batch, length)
+            byte_rows(
+                _as[DType.int8](data(keys)),
+                _as[DType.int8](data(values)),
+                _as[DType.float32](data(rows)),
+                columns,
+                batch,
+                heads,
+                length,
+                ForkJoin(),
+            )
         else:
             require_keys_and_values[target, op](keys.shape(), values.shape(), batch)
             require_size(values.dim_size(2), length, op, "S of the values")
@@ -76,17 +89,25 @@ struct AttentionOp:
     """Computes attention over all keys: queries (B, T, N) whose first H*64 columns are read, keys, values (B, H, S, 64)
     -> (B, T, H*64).
 
-    Whether they are rounded says whether float16 may become bfloat16 on a CPU that multiplies it: `attention/cpu.mojo`.
+    Whether they are rounded says whether float16 may become bfloat16 on a CPU that multiplies it: `attention/cpu.mojo`. Of keys
+    and values of bytes, whose shapes don't tell, S is a parameter.
     """
 
     @staticmethod
     def execute[
-        dtype: DType, cache_type: DType, keys_rank: Int, //, target: StaticString, rounded: Bool
+        dtype: DType,
+        cache_type: DType,
+        keys_rank: Int,
+        values_rank: Int,
+        //,
+        target: StaticString,
+        rounded: Bool,
+        key_count: Int,
     ](
         output: OutputTensor[dtype=dtype, rank=3, ...],
         queries: InputTensor[dtype=dtype, rank=3, ...],
         keys: InputTensor[dtype=cache_type, rank=keys_rank, ...],
-        values: InputTensor[dtype=cache_type, rank=4, ...],
+        values: InputTensor[dtype=cache_type, rank=values_rank, ...],
         ctx: DeviceContext,
     ) raises:
         comptime op = "attention"
@@ -94,16 +115,15 @@ struct AttentionOp:
         var length = queries.dim_size(1)
         var columns = queries.dim_size(2)
         var heads = values.dim_size(1)
-        var capacity = values.dim_size(2)
+        var capacity = require_audio[target, op](keys.shape(), values.shape(), batch, key_count)
         require(capacity > 0, op, "there must be at least one key")
-        require_keys_and_values[target, op](keys.shape(), values.shape(), batch)
         _require_columns[op](columns, heads * HEAD, "queries")
         _require_output[op](output.shape(), batch, length, heads)
         require_contiguous(queries, op, "queries")
         require_contiguous(keys, op, "keys")
         require_contiguous(values, op, "values")
         comptime if target == "cpu":
-            var pairs = Pairs(rounded and cache_type == DType.float16, batch * heads, capacity, length)
+            var pairs = Pairs(may_pair[cache_type](rounded), batch * heads, capacity, length)
             attend[rounded=rounded](
                 data(output),
                 data(queries),
@@ -217,7 +237,7 @@ struct PackedSelfAttention:
                 length,
             ).run[causal=False](ForkJoin())
 
-        if terms == SplitStrips.terms:
+        if terms == TERMS:
             attend_by[SplitStrips]()
         else:
             attend_by[Bfloat16Strips]()
@@ -355,6 +375,63 @@ def require_keys_and_values[
         comptime assert keys_rank == 4, "on a GPU, keys are (B, H, S, 64)"
         require_size(keys[2], values[2], op, "the number of keys")
         require_size(keys[3], HEAD, op, "the size of a head of the keys")
+
+
+def require_audio[
+    keys_rank: Int, values_rank: Int, //, target: StaticString, op: StaticString
+](keys: IndexList[keys_rank, ...], values: IndexList[values_rank, ...], batch: Int, key_count: Int) raises -> Int:
+    """Raises unless keys and values that no step adds to have the device's layout, that of bytes or that of other numbers.
+
+    Parameters:
+        keys_rank: 5 on a CPU, 4 on a GPU.
+        values_rank: 5 of bytes, else 4.
+        target: The device.
+        op: The op that asks.
+
+    Args:
+        keys: Shape of the keys.
+        values: Shape of the values.
+        batch: B.
+        key_count: S of bytes.
+
+    Returns:
+        S.
+    """
+    comptime if values_rank == 4:
+        require_keys_and_values[target, op](keys, values, batch)
+        return values[2]
+    else:
+        comptime assert target == "cpu", "on a GPU, keys and values are (B, H, S, 64)"
+        _require_bytes[op](keys, values, batch, key_count)
+        return key_count
+
+
+def _require_bytes[
+    keys_rank: Int, values_rank: Int, //, op: StaticString
+](keys: IndexList[keys_rank, ...], values: IndexList[values_rank, ...], batch: Int, length: Int) raises:
+    """Raises unless keys and values have a CPU's layout of bytes, B batch rows and S rows.
+
+    Parameters:
+        keys_rank: 5.
+        values_rank: 5.
+        op: The op that asks.
+
+    Args:
+        keys: Shape of the keys.
+        values: Shape of the values.
+        batch: B.
+        length: S.
+    """
+    comptime assert keys_rank == 5 and values_rank == 5, "keys and values of bytes have rank 5"
+    require_size(values[0], batch, op, "B of the values")
+    require_size(values[2], ceildiv(length, VALUE_GROUP), op, "the groups of values")
+    require_size(values[3], VALUES // VALUE_GROUP, op, "the rows of a group of values")
+    require_size(values[4], VALUE_GROUP, op, "the width of a group of values")
+    require_size(keys[0], batch, op, "B of the keys")
+    require_size(keys[1], values[1], op, "H of the keys")
+    require_size(keys[2], ceildiv(length, PANEL), op, "the number of panels of keys")
+    require_size(keys[3], KEY_PANEL // (4 * PANEL), op, "the rows of a panel of keys")
+    require_size(keys[4], 4 * PANEL, op, "the width of a panel of keys")
 
 
 def _require_pairs[

@@ -8,27 +8,34 @@ from ..attention.strip import HEAD
 from ..cpu.tile import PANEL
 from ..data import data, require, require_contiguous, require_size
 from ..decoder_block.cpu import Cache, DecoderBlock, Layer, Norm
-from .attention import require_keys_and_values, require_room
+from .attention import require_audio, require_keys_and_values, require_room
 from .weights import require_packed
 
 
 @extensibility.register("whisper_decoder_block")
 struct DecoderBlockOp:
     """Computes self-attention over a KV cache, after appending to it in place, cross-attention and MLP, each added to its
-    input: x (B, T, d), past (B), the cache's keys and values (B, H, C, 64), the audio's keys and values (B, H, S, 64), and
+    input: x (B, T, d), past (B), the cache's keys and values (B, H, C, 64), the audio's keys and values (B, H, S, 64) or bytes, and
     of each layer its packed weight and bias, of each norm gamma and beta (d), in the order of use -> (B, T, d)."""
 
     @staticmethod
     def execute[
-        weight_type: DType, cache_type: DType, //, target: StaticString, epsilon: Float32
+        weight_type: DType,
+        cache_type: DType,
+        audio_type: DType,
+        audio_rank: Int,
+        //,
+        target: StaticString,
+        epsilon: Float32,
+        audio_length: Int,
     ](
         output: OutputTensor[dtype=DType.float32, rank=3, ...],
         x: InputTensor[dtype=DType.float32, rank=3, ...],
         past: InputTensor[dtype=DType.int32, rank=1, ...],
         keys: _MutableInputTensor[dtype=cache_type, rank=5, ...],
         values: _MutableInputTensor[dtype=cache_type, rank=4, ...],
-        audio_keys: InputTensor[dtype=cache_type, rank=5, ...],
-        audio_values: InputTensor[dtype=cache_type, rank=4, ...],
+        audio_keys: InputTensor[dtype=audio_type, rank=5, ...],
+        audio_values: InputTensor[dtype=audio_type, rank=audio_rank, ...],
         gamma: InputTensor[dtype=DType.float32, rank=1, ...],
         beta: InputTensor[dtype=DType.float32, rank=1, ...],
         qkv_weight: InputTensor[dtype=weight_type, rank=3, ...],
@@ -62,12 +69,13 @@ struct DecoderBlockOp:
         require_keys_and_values[target, op](keys.shape(), values.shape(), batch)
         require_size(past.dim_size(0), batch, op, "B of past")
         require_room[op](past, batch, length, capacity)
-        require_keys_and_values[target, op](audio_keys.shape(), audio_values.shape(), batch)
+        var found = require_audio[target, op](audio_keys.shape(), audio_values.shape(), batch, audio_length)
+        require_size(found, audio_length, op, "S of the audio")
         require_size(audio_values.dim_size(1), heads, op, "H of the audio's values")
-        require(audio_values.dim_size(2) > 0, op, "there must be at least one key of the audio")
+        require(audio_length > 0, op, "there must be at least one key of the audio")
         require_contiguous(audio_keys, op, "the audio's keys")
         require_contiguous(audio_values, op, "the audio's values")
-        var block = DecoderBlock[weight_type, cache_type](
+        var block = DecoderBlock[weight_type, cache_type, audio_type](
             _norm[op](gamma, beta, d, "gamma and beta"),
             _layer[op](qkv_weight, qkv_bias, 3 * d, d, "N of qkv"),
             _layer[op](out_weight, out_bias, d, d, "N of out"),
@@ -78,7 +86,7 @@ struct DecoderBlockOp:
             _layer[op](mlp_in_weight, mlp_in_bias, 4 * d, d, "N of mlp.0"),
             _layer[op](mlp_out_weight, mlp_out_bias, d, 4 * d, "N of mlp.2"),
             Cache(data(keys), data(values), capacity),
-            Cache(data(audio_keys), data(audio_values), audio_values.dim_size(2)),
+            Cache(data(audio_keys), data(audio_values), audio_length),
             data(past),
             batch,
             length,

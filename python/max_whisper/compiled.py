@@ -118,5 +118,7 @@ def add_graphs(module: "GraphModule", dims: ModelDimensions, device: str, dtype:
     caches = DType[packed.Format.of(dtype, device).caches]
     reference = DeviceRef.GPU() if device == "gpu" else DeviceRef.CPU()
     attention = target.bfloat16_terms(rounded=dtype in packed.ROUNDED) if device == "cpu" else None
-    weights = Weights(packed.recipes(dims, dtype, device), caches, attention, reference)
+    # The audio's keys and values are most of what a step of int8 reads: bytes, where there are products of them.
+    audio_caches = DType.int8 if attention and dtype == "int8" else caches
+    weights = Weights(packed.recipes(dims, dtype, device), caches, audio_caches, attention, reference)
     graphs.build(module, dims, weights)

@@ -131,18 +131,23 @@ def pack_heads(
         terms: With bfloat16 on a CPU, how many numbers stand for one: 1, or 2 for `self_attention`.
 
     Returns:
-        keys, see `keys_shape`, and values (B, H, S, 64); in bfloat16 on a CPU `packing.pairs_shapes`.
+        keys, see `keys_shape`, and values (B, H, S, 64); on a CPU in bfloat16 `packing.pairs_shapes`, in int8
+        `packing.bytes_shapes`.
     """
     batch, length, _ = rows.shape
     shapes = keys_shape(batch, heads, length, rows.device), [batch, heads, length, HEAD]
     if rows.device.is_cpu() and dtype == DType.bfloat16:
         shapes = packing.pairs_shapes(batch, heads, length, terms)
+    if rows.device.is_cpu() and dtype == DType.int8:
+        shapes = packing.bytes_shapes(batch, heads, length)
     types = [TensorType(dtype or rows.dtype, shape, device=rows.device) for shape in shapes]
     keys, values = _custom("whisper_pack_heads", [rows], types)
     return keys, values
 
 
-def attention(queries: TensorValue, keys: TensorValue, values: TensorValue, *, rounded: bool = False) -> TensorValue:
+def attention(
+    queries: TensorValue, keys: TensorValue, values: TensorValue, *, rounded: bool = False, key_count: int = 0
+) -> TensorValue:
     """Fused attention over all keys: softmax(Q K^T / 8) V, head by head.
 
     Args:
@@ -150,12 +155,13 @@ def attention(queries: TensorValue, keys: TensorValue, values: TensorValue, *, r
         keys: See `keys_shape` and `pack_heads`.
         values: (B, H, S, 64).
         rounded: Whether a CPU may round keys and values of float16 to bfloat16 where it multiplies that, for many queries.
+        key_count: S, where keys and values are bytes, whose shapes don't tell.
 
     Returns:
         (B, T, H * 64).
     """
     out = _like(queries, [queries.shape[0], queries.shape[1], values.shape[1] * HEAD])
-    return _custom("whisper_attention", [queries, keys, values], [out], rounded=rounded)[0]
+    return _custom("whisper_attention", [queries, keys, values], [out], rounded=rounded, key_count=key_count)[0]
 
 
 def self_attention(rows: TensorValue, *, heads: int, terms: int | None = None) -> TensorValue:
@@ -206,6 +212,7 @@ def decoder_block(
     audio: tuple[TensorValue, TensorValue],
     weights: Sequence[TensorValue],
     *,
+    audio_length: int,
     epsilon: float = 1e-5,
 ) -> TensorValue:
     """A whole block of the decoder on a CPU, as one op whose threads do not wait for each other between kernels.
@@ -214,9 +221,10 @@ def decoder_block(
         x: (B, T, d) float32.
         past: (B) int32: tokens that row b of the cache holds already.
         cache: Keys, see `keys_shape`, and values (B, H, C, 64) of the text, updated in place.
-        audio: Keys and values of the audio, (B, H, S, 64).
+        audio: Keys and values of the audio, (B, H, S, 64), or bytes.
         weights: For each of the three parts gamma and beta (d) of its norm, and weight and bias of its layers, packed by
             `packing.pack_linear`: qkv and out; query and out; mlp.0 and mlp.2.
+        audio_length: S.
         epsilon: Added to the variances.
 
     Returns:
@@ -227,7 +235,7 @@ def decoder_block(
         device=x.device,
         values=[x, past, *cache, *audio, *weights],
         out_types=[_like(x, x.shape)],
-        parameters={"epsilon": epsilon},
+        parameters={"epsilon": epsilon, "audio_length": audio_length},
     )
     return results[0].tensor
 

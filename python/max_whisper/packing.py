@@ -109,6 +109,14 @@ def pairs_shapes(batch: Any, heads: Any, length: Any, terms: int = 1) -> tuple[l
     )
 
 
+def bytes_shapes(batch: Any, heads: Any, length: Any) -> tuple[list[Any], list[Any]]:
+    """Shapes of keys and values of bytes on a CPU, see `kernels/attention/bytes.mojo`; arguments as above."""
+    return (
+        [batch, heads, (length + PANEL - 1) // PANEL, 1 + PANEL, HEAD_DIM],
+        [batch, heads, (length + HEAD_DIM - 1) // HEAD_DIM, 4 + HEAD_DIM, HEAD_DIM],
+    )
+
+
 def pack_filters(filters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Packs a bank of filters, each of which weighs a few neighbouring bins.
 

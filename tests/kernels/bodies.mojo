@@ -232,7 +232,7 @@ def check_attention[Strips: StripSoftmax](queries: Int, keys: Int, step: Float64
             rows[unsafe_offset=row * stride + (heads + head) * HEAD] = Float32(2 * step * Float64(row))
     var panels = ceildiv(keys, 16)
     var groups = ceildiv(keys, KEY_GROUP)
-    comptime terms = Strips.terms
+    comptime terms = Strips.panel_size // (16 * HEAD)
     var k = unsafe_alloc[BFloat16](terms * heads * panels * 16 * HEAD, alignment=64)
     var v = unsafe_alloc[BFloat16](terms * heads * groups * KEY_GROUP * HEAD, alignment=64)
     for head in range(heads):

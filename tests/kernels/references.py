@@ -10,6 +10,9 @@ from max_whisper.packing import to_bfloat16
 erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
+HEAD = 64
+
+
 def gelu(x: np.ndarray) -> np.ndarray:
     """GELU in its erf form."""
     return 0.5 * x * (1 + erf(x / math.sqrt(2))) if x.size else x
@@ -80,13 +83,66 @@ def attention(queries, keys, values, *, first_visible: int | None = None):
     return (p / p.sum(-1, keepdims=True) @ values).swapaxes(1, 2).reshape(batch, -1, heads * head)
 
 
+def pack_bytes(rows: np.ndarray, heads: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values of rows (B, S, >= 2 * H * 64) in bytes: kernels/attention/bytes.mojo."""
+    batch, length, _ = rows.shape
+    kv = (
+        rows[..., -2 * heads * HEAD :]
+        .astype(np.float32)
+        .reshape(batch, length, 2, heads, HEAD)
+        .transpose(2, 0, 3, 1, 4)
+    )
+    centred = kv[0] - kv[0].astype(np.float64).mean(2, keepdims=True).astype(np.float32)
+
+    def padded(x: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Integers (B, H, n, size, 64) and scales (B, H, n, size)."""
+        scales = abs(x).max(-1) / np.float32(127)
+        integers = np.rint(x * np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)[..., None])
+        count = -(-length // size)
+        result = np.zeros((2, batch, heads, count * size, HEAD + 1), np.float32)
+        result[0, :, :, :length, :HEAD], result[1, :, :, :length, HEAD] = integers, scales
+        shape = (batch, heads, count, size)
+        return result[0, ..., :HEAD].reshape(*shape, HEAD), result[1, ..., HEAD].reshape(shape)
+
+    def bytes_of(x: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(x).view(np.int8).reshape(*x.shape[:3], -1, HEAD)
+
+    integers, scales = padded(centred, 16)
+    there = np.arange(integers.shape[2] * 16).reshape(-1, 16, 1) < length
+    words = (integers + np.where(there, 128, 0)).astype(np.uint8).reshape(*scales.shape, 16, 4).swapaxes(3, 4)
+    keys = np.concatenate([bytes_of(scales), bytes_of(words)], axis=3)
+    integers, scales = padded(kv[1], 64)
+    words = integers.astype(np.int8).reshape(*scales.shape[:3], 4, 16, 4, 16).transpose(0, 1, 2, 5, 4, 6, 3)
+    return keys, np.concatenate([bytes_of(scales), bytes_of(words)], axis=3)
+
+
+def unpack_bytes(keys: np.ndarray, values: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers that bytes stand for, less the mean of the keys: (B, H, S, 64) each."""
+    shape = keys.shape[:3]
+    scales = np.ascontiguousarray(keys[:, :, :, 0]).view(np.float32).astype(np.float64)
+    k = np.ascontiguousarray(keys[:, :, :, 1:]).view(np.uint8).reshape(*shape, 16, 16, 4).swapaxes(3, 4)
+    k = (k.reshape(*shape, 16, HEAD) - 128.0) * scales[..., None]
+    shape = values.shape[:3]
+    scales = np.ascontiguousarray(values[:, :, :, :4]).view(np.float32).reshape(*shape, 64).astype(np.float64)
+    v = values[:, :, :, 4:].reshape(*shape, 4, 16, 16, 4).transpose(0, 1, 2, 6, 4, 3, 5).reshape(*shape, 64, HEAD)
+    k, v = (x.reshape(*x.shape[:2], -1, HEAD)[:, :, :length] for x in (k, v * scales[..., None]))
+    return k, v
+
+
+def attention_of_heads(queries, k, v):
+    """Softmax attention over keys and values (B, H, S, 64)."""
+    batch, heads, _, head = v.shape
+    q = queries[..., : heads * head].reshape(batch, -1, heads, head).swapaxes(1, 2)
+    scores = q @ k.swapaxes(2, 3) / math.sqrt(head)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    return (p / p.sum(-1, keepdims=True) @ v).swapaxes(1, 2).reshape(batch, -1, heads * head)
+
+
 def self_attention(rows, *, heads: int):
     """Attention of all rows over all rows: queries, keys and values (B, S, 3 * H * 64)."""
     batch, length, _ = rows.shape
-    q, k, v = rows.reshape(batch, length, 3, heads, -1).transpose(2, 0, 3, 1, 4)
-    scores = q @ k.swapaxes(2, 3) / math.sqrt(q.shape[-1])
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    return (p / p.sum(-1, keepdims=True) @ v).swapaxes(1, 2).reshape(batch, length, -1)
+    k, v = rows[..., heads * HEAD :].reshape(batch, length, 2, heads, HEAD).transpose(2, 0, 3, 1, 4)
+    return attention_of_heads(rows, k, v)
 
 
 def self_attention_in_bfloat16(rows, heads: int):

@@ -44,6 +44,10 @@ def self_attention_in_two_terms(rows, *, heads):
     return ops.self_attention(rows, heads=heads, terms=2)
 
 
+def pack_heads_bytes(rows, *, heads):
+    return ops.pack_heads(rows, heads=heads, dtype=DType.int8)
+
+
 def pack_heads_bfloat16(rows, *, heads, terms):
     return ops.pack_heads(rows, heads=heads, dtype=DType.bfloat16, terms=terms)
 
@@ -55,6 +59,9 @@ eager.prepare(pack_heads_float16, "f32[3]")
 eager.prepare(cached_attention_float16, "f32[3] i32[1] f16[5] f16[4]")
 eager.prepare(self_attention_in_bfloat16, "f32[3]", heads=2)
 eager.prepare(self_attention_in_two_terms, "f32[3]", heads=2)
+eager.prepare(pack_heads_bytes, "f32[3]", heads=2)
+for length in (1, 15, 17, 63, 65, 300, 1500):
+    eager.prepare(ops.attention, "f32[3] i8[5] i8[5]", key_count=length)
 eager.prepare(pack_heads_bfloat16, "f32[3]", heads=2, terms=1)
 eager.prepare(pack_heads_bfloat16, "f32[3]", heads=2, terms=2)
 
@@ -316,3 +323,77 @@ def test_what_is_no_number_stays_none_in_two_terms(rng):
 def test_no_rows_in_bfloat16(attention):
     rows = np.zeros((1, 0, 3 * 2 * HEAD), np.float32)
     assert eager.call(attention, rows, heads=2).shape == (1, 0, 2 * HEAD)
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 63, 64, 65, 1500])
+def test_pack_heads_in_bytes(rng, length):
+    """A mean summed in another order, or a product that is not rounded before it becomes an integer, moves few by one."""
+    rows = rng.standard_normal((2, length, 3 * 2 * HEAD), dtype=np.float32)
+    rows[:, :, 2 * HEAD : 4 * HEAD : 7] += 20  # what all keys have in common takes no part of their 8 bits
+    packed = zip(run(pack_heads_bytes, rows, heads=2), references.pack_bytes(rows, 2), strict=True)
+    for (found, expected), head_rows in zip(packed, (1, 4), strict=True):
+        assert found.dtype == expected.dtype
+        scales, expected_scales = (
+            np.ascontiguousarray(x[:, :, :, :head_rows]).view(np.float32) for x in (found, expected)
+        )
+        np.testing.assert_allclose(scales, expected_scales, rtol=1e-5, atol=1e-5 if length == 1 else 2e-6)
+        if length == 1 and head_rows == 1:  # one key is its own mean, but for rounding
+            continue
+        wide, expected_wide = (x[:, :, :, head_rows:].view(np.uint8).astype(int) for x in (found, expected))
+        difference = abs((wide - expected_wide + 128) % 256 - 128)
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 1e-3
+
+
+# Around panels of 16 keys, groups of 64 values, blocks of 256 keys, batches of 4 panels; 64 queries and more make pairs.
+@pytest.mark.parametrize("queries", [1, 3, 63, 64, 97])
+@pytest.mark.parametrize("length", [1, 15, 17, 63, 65, 300, 1500])
+def test_keys_and_values_in_bytes(rng, length, queries):
+    """Few queries: 16 bits of a query and of a weight count, products are exact. Many: rounded to bfloat16."""
+    q = rng.standard_normal((2, queries, 2 * HEAD), dtype=np.float32)
+    rows = rng.standard_normal((2, length, 2 * 2 * HEAD), dtype=np.float32)
+    keys, values = references.pack_bytes(rows, 2)
+    k, v = references.unpack_bytes(keys, values, length)
+    result = run(ops.attention, q, keys, values, key_count=length)
+    if queries < 64 or not target.multiplies_bfloat16():
+        np.testing.assert_allclose(result, references.attention_of_heads(q.astype(np.float64), k, v), rtol=0, atol=1e-4)
+    else:
+        q, k, v = (references.as_bfloat16(x) for x in (q, k, v))
+        expected = references.attention_of_heads(q, k, v)
+        np.testing.assert_allclose(result, expected, rtol=0, atol=WEIGHT_ERROR * abs(v - v.mean()).max())
+
+
+@pytest.mark.parametrize("slope", [-0.5, 0.03, 0.5])
+def test_large_scores_in_bytes(rng, slope):
+    """Scores from 0 to 300, the largest first, or last; 16 bits of a query leave 300 * 2^-16 of a score."""
+    rows = rng.standard_normal((1, 600, 2 * HEAD), dtype=np.float32)
+    rows[..., 0] = 2 * slope * np.arange(600, dtype=np.float32)
+    q = np.zeros((1, 1, HEAD), np.float32)
+    q[..., 0] = 4
+    keys, values = references.pack_bytes(rows, 1)
+    k, v = references.unpack_bytes(keys, values, 600)
+    result = run(ops.attention, q, keys, values, key_count=600)
+    np.testing.assert_allclose(result, references.attention_of_heads(q.astype(np.float64), k, v), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("where", [0, HEAD])
+def test_what_is_no_number_stays_none_in_bytes(rng, where):
+    rows = rng.standard_normal((1, 300, 3 * 2 * HEAD), dtype=np.float32)
+    rows[0, 270, 2 * HEAD + where :: 2 * HEAD] = np.nan
+    packed = run(pack_heads_bytes, rows, heads=2)
+    assert np.isnan(run(ops.attention, rows[:, :3], *packed, key_count=300)[..., where : where + HEAD]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda k, v: (k[:, :, :-1], v), "the number of panels of keys is 4, expected 5"),
+        (lambda k, v: (k, v[:, :, :1]), "the groups of values is 1, expected 2"),
+        (lambda k, v: (k[:, :, :, :16], v), "the rows of a panel of keys is 16, expected 17"),
+        (lambda k, v: (k, v[..., :63]), "the width of a group of values is 63, expected 64"),
+    ],
+)
+def test_refuses_bytes(rng, change, message):
+    packed = references.pack_bytes(rng.standard_normal((1, 65, 2 * HEAD), dtype=np.float32), 1)
+    with pytest.raises(ValueError, match=message):
+        eager.call(ops.attention, np.zeros((1, 1, HEAD), np.float32), *change(*packed), key_count=65)

@@ -21,7 +21,8 @@ divide by deviations of about one."""
 
 @eager.in_place(2, 3)
 def decoder_block(x, past, keys, values, audio_keys, audio_values, *weights):
-    return ops.decoder_block(x, past, (keys, values), (audio_keys, audio_values), weights)
+    audio = audio_keys, audio_values
+    return ops.decoder_block(x, past, (keys, values), audio, weights, audio_length=AUDIO)
 
 
 @eager.in_place(2, 3)
@@ -29,13 +30,19 @@ def cached_attention(rows, past, keys, values):
     return ops.cached_attention(rows, past, keys, values)
 
 
-DTYPES = {"float32": ("f32", "f32"), "float16": ("f16", "f16"), "int8": ("i8", "f16")}
+DTYPES = {
+    "float32": ("f32", "f32[5] f32[4]", "f32[5] f32[4]"),
+    "float16": ("f16", "f16[5] f16[4]", "f16[5] f16[4]"),
+    "int8": ("i8", "f16[5] f16[4]", "f16[5] f16[4]"),
+    "bytes": ("i8", "f16[5] f16[4]", "i8[5] i8[5]"),
+}
+"""Of the weights, and of keys and values of text and audio."""
 
-for weight, cache in DTYPES.values():
-    norm, layer, caches = "f32[1] f32[1]", f"{weight}[3] f32[1]", f"{cache}[5] {cache}[4]"
-    eager.prepare(decoder_block, f"f32[3] i32[1] {caches} {caches}" + f" {norm} {layer} {layer}" * 3)
-    eager.prepare(cached_attention, f"f32[3] i32[1] {caches}")
-    eager.prepare(ops.attention, f"f32[3] {caches}", rounded=weight == "i8")
+for weight, text, audio in DTYPES.values():
+    norm, layer = "f32[1] f32[1]", f"{weight}[3] f32[1]"
+    eager.prepare(decoder_block, f"f32[3] i32[1] {text} {audio}" + f" {norm} {layer} {layer}" * 3)
+    eager.prepare(cached_attention, f"f32[3] i32[1] {text}")
+    eager.prepare(ops.attention, f"f32[3] {audio}", rounded=weight == "i8", key_count=AUDIO)
     for gelu in (False, True):
         eager.prepare(ops.linear, f"f32[2] {layer}", gelu=gelu)
 eager.prepare(ops.layer_norm, "f32[2] f32[1] f32[1]")
@@ -46,6 +53,7 @@ class Block:
 
     def __init__(self, rng: np.random.Generator, dtype: str, batch: int, heads: int, past: list[int]) -> None:
         d, cache = heads * HEAD, np.float32 if dtype == "float32" else np.float16
+        in_bytes, dtype = dtype == "bytes", "int8" if dtype == "bytes" else dtype
         self.heads, self.past, self.rounded = heads, np.array(past, np.int32), dtype == "int8"
         self.weights: list[np.ndarray] = []
         for columns in ((3 * d, d, d), (d, d, d), (4 * d, d, 4 * d)):
@@ -57,7 +65,8 @@ class Block:
         self.text = rng.standard_normal((batch, CAPACITY, 2 * d), dtype=np.float32)
         self.text[np.arange(CAPACITY) >= self.past[:, None]] = np.nan
         self.caches = pack(self.text.astype(cache), heads)
-        self.audio = pack(rng.standard_normal((batch, AUDIO, 2 * d), dtype=np.float32).astype(cache), heads)
+        audio = rng.standard_normal((batch, AUDIO, 2 * d), dtype=np.float32)
+        self.audio = references.pack_bytes(audio, heads) if in_bytes else pack(audio.astype(cache), heads)
 
     def run(self, x: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """The op: what it returns, and the caches."""
@@ -78,7 +87,7 @@ class Block:
         rows = normed_linear(x, 0).reshape(*shape[:2], -1)
         y = linear(eager.call(cached_attention, rows, self.past, *caches), 4) + x
         query = normed_linear(y, 6).reshape(shape)
-        attended = eager.call(ops.attention, query, *self.audio, rounded=self.rounded)
+        attended = eager.call(ops.attention, query, *self.audio, rounded=self.rounded, key_count=AUDIO)
         y = linear(attended, 10) + y
         return linear(normed_linear(y, 12, gelu=True), 16) + y, caches
 

@@ -1,0 +1,240 @@
+"""Attention's step in bytes for few queries: what is read of keys and values (`bytes.mojo`) is what takes the time.
+
+    S = scale_k (Q K^T)            q ~ t Q, 16 bits, as two bytes: Q = 256 Q1 + Q0; sums of integers
+    P = 2^(S * log2(e) / 8 - m)    in float32, m the largest score so far; l += sum P
+    W = P scale_v / u              16 bits, u so that the largest of a block is 65535: W = 256 W1 + W0
+    O = O 2^(m' - m) + u (W V)     sums of integers, then float32
+
+Products are vpdpbusd's: the factor without sign is the key, as n + 128, whose 128 sum(Q) is taken off again, and the weight.
+
+         16 words of Q1, 16 of Q0       16 words of W1, 16 of W0, for 64 values
+         +---------------+              +---------------+
+       q |               | a word at  W |               | a word at a time, times a row of each of the four panels of
+         +---------------+ a time,      +---------------+ 64 values: eight sums
+         times a row of each of four
+         panels of keys: eight sums,
+         64 scores
+
+Cost of a query and 64 keys: 256 dot products of 4 bytes and 8.5 KB read; float16 reads 16 KB, and takes 512 multiply-adds and
+as many instructions to widen it. 1500 keys of a head are 204 KB: from the third cache three times as long as the dot products.
+"""
+
+from std.collections import Array
+from std.math import ceildiv
+from std.memory import bitcast
+from std.memory.alloc import unsafe_alloc
+from std.utils.numerics import neg_inf
+
+from ..cpu.operand import dot, integers
+from ..cpu.tile import PANEL, VECTORS, WIDTH
+from ..data import Data
+from ..math import exp2, larger
+from .bytes import KEY_PANEL, VALUE_GROUP, VALUES
+from .strip import HEAD, SCALE, StripSoftmax
+
+comptime HEAD_PANELS = HEAD // PANEL
+
+comptime _QUERY_STEPS = Float32(32639)
+"""Largest Q: 127 * 256 + 127, two bytes with sign."""
+
+comptime _WEIGHT_STEPS = Float32(65535)
+"""Largest W: two bytes without sign."""
+
+comptime _Sums = SIMD[DType.int32, WIDTH]
+comptime _Vector = SIMD[DType.float32, PANEL]
+
+
+struct ByteRow(StripSoftmax):
+    """The state of one query in float32."""
+
+    comptime dtype = DType.float32
+    comptime cache_type = DType.int8
+    comptime panel_size = KEY_PANEL
+    comptime value_group = VALUE_GROUP
+    comptime group_size = VALUES
+    comptime rows = 1
+    comptime query_block = 1
+    comptime key_block = 256
+
+    var memory: Data[DType.float32]
+    """Q1 and Q0 in words, scores, W1 and W0 in words, O."""
+    var step_size: Float32
+    """t."""
+    var offset: Int32
+    """128 sum(Q)."""
+    var maximum: Float32
+    """m."""
+    var sum: Float32
+    """l."""
+
+    comptime _SCORES = 2 * PANEL
+    comptime _WEIGHTS = Self._SCORES + Self.key_block
+    comptime _OUTPUTS = Self._WEIGHTS + Self.key_block // 2
+    comptime _SIZE = Self._OUTPUTS + HEAD
+
+    def __init__(out self):
+        """Takes memory."""
+        self.memory = unsafe_alloc[Float32](Self._SIZE, alignment=64)
+        self.step_size = 0
+        self.offset = 0
+        self.maximum = 0
+        self.sum = 0
+
+    def end(self):
+        """Gives it back."""
+        self.memory.unsafe_free()
+
+    def begin(mut self, queries: Data[DType.float32], stride: Int, count: Int):
+        """Begins a query."""
+        var largest = _Vector(0)
+        var poison = _Vector(0)
+        comptime for j in range(HEAD_PANELS):
+            var q = queries.unsafe_load[width=PANEL](j * PANEL)
+            largest = larger(largest, abs(q))
+            poison = q.fma(_Vector(0), poison)
+        self.step_size = largest.reduce_max() / _QUERY_STEPS + poison.reduce_add()
+        var inverse = 1 / self.step_size if self.step_size > 0 else 0
+        var total = SIMD[DType.int32, PANEL](0)
+        comptime for j in range(HEAD_PANELS):
+            var q = integers(queries.unsafe_load[width=PANEL](j * PANEL), inverse) << 16 >> 16
+            total += q
+            var upper = (q + 128) >> 8  # the lower byte has a sign
+            var bytes = self.memory.unsafe_bitcast[Int8]()
+            bytes.unsafe_store(j * PANEL, upper.cast[DType.int8]())
+            bytes.unsafe_store(HEAD + j * PANEL, q.cast[DType.int8]())
+        self.offset = 128 * total.reduce_add()
+        comptime for j in range(HEAD_PANELS):
+            self.memory.unsafe_store(Self._OUTPUTS + j * PANEL, _Vector(0))
+        self.maximum = neg_inf[DType.float32]()
+        self.sum = 0
+
+    def step[
+        causal: Bool
+    ](
+        mut self,
+        first: Int,
+        count: Int,
+        keys: Data[DType.int8],
+        values: Data[DType.int8],
+        capacity: Int,
+        key: Int,
+        key_count: Int,
+        seen: Int,
+    ):
+        """One step of the online softmax."""
+        comptime assert not causal, "every query sees all keys"
+        var query = self.memory.unsafe_bitcast[Int32]()
+        var scores = self.memory.unsafe_offset(Self._SCORES)
+        var weights = self.memory.unsafe_offset(Self._WEIGHTS).unsafe_bitcast[Int32]()
+        var panels = ceildiv(key_count, PANEL)
+        var k = keys.unsafe_offset(key // PANEL * KEY_PANEL)
+        var panel = 0
+        while panel < panels:
+            var s = scores.unsafe_offset(panel * PANEL)
+            var these = k.unsafe_offset(panel * KEY_PANEL)
+            if panel + 4 <= panels:
+                _score[4](query, these, self.step_size, self.offset, s)
+                panel += 4
+            else:
+                _score[1](query, these, self.step_size, self.offset, s)
+                panel += 1
+
+        var groups = ceildiv(key_count, VALUE_GROUP)
+        for j in range(key_count, groups * VALUE_GROUP):
+            scores[unsafe_offset=j] = neg_inf[DType.float32]()
+        var top = scores.unsafe_load[width=PANEL](0)
+        for j in range(PANEL, groups * VALUE_GROUP, PANEL):
+            top = larger(top, scores.unsafe_load[width=PANEL](j))
+        var new = max(self.maximum, top.reduce_max() * SCALE)
+        var correction = exp2(self.maximum - new)
+        self.maximum = new
+
+        var v = values.unsafe_offset(key // VALUE_GROUP * VALUES)
+        var total = _Vector(0)
+        var largest = _Vector(0)
+        for j in range(0, groups * VALUE_GROUP, PANEL):
+            var p = exp2(scores.unsafe_load[width=PANEL](j).fma(SCALE, -new))
+            total += p
+            var scales = v.unsafe_offset(j // VALUE_GROUP * VALUES).unsafe_bitcast[Float32]()
+            p *= scales.unsafe_load[width=PANEL](j % VALUE_GROUP)
+            largest = larger(largest, p)
+            scores.unsafe_store(j, p)
+        self.sum = self.sum * correction + total.reduce_add()
+        var unit = largest.reduce_max() / _WEIGHT_STEPS
+        var inverse = 1 / unit if unit > 0 else 0
+        for group in range(groups):
+            var upper = SIMD[DType.int32, PANEL](0)
+            var lower = SIMD[DType.int32, PANEL](0)
+            comptime for part in range(4):
+                var w = integers(scores.unsafe_load[width=PANEL](group * VALUE_GROUP + part * PANEL), inverse)
+                upper |= ((w >> 8) & 255) << Int32(8 * part)
+                lower |= (w & 255) << Int32(8 * part)
+            weights.unsafe_store(2 * group * PANEL, upper)
+            weights.unsafe_store((2 * group + 1) * PANEL, lower)
+        # What is no number in a weight, or in the scale of a value, is in the sum of all of them.
+        _add_values(weights, v, groups, correction, unit + 0 * self.sum, self.memory.unsafe_offset(Self._OUTPUTS))
+
+    def finish[causal: Bool](mut self, count: Int):
+        """Nothing is left to do."""
+        pass
+
+    def sums(self, query: Int) -> Data[DType.float32]:
+        """O of the query."""
+        return self.memory.unsafe_offset(Self._OUTPUTS)
+
+    def total(self, query: Int) -> Float32:
+        """The sum l of the query's weights."""
+        return self.sum
+
+
+@no_inline
+def _score[
+    panels: Int
+](query: Data[DType.int32], keys: Data[DType.int8], step_size: Float32, offset: Int32, scores: Data[DType.float32]):
+    """Scores of a query and some panels of keys."""
+    comptime columns = panels * VECTORS
+    var upper = Array[_Sums, columns](fill=_Sums(0))
+    var lower = Array[_Sums, columns](fill=_Sums(0))
+    var words = keys.unsafe_bitcast[Int32]()
+    for row in range(PANEL):
+        var q1 = _Sums(query[unsafe_offset=row])
+        var q0 = _Sums(query[unsafe_offset=PANEL + row])
+        comptime for j in range(columns):
+            var place = j // VECTORS * (KEY_PANEL // 4) + (1 + row) * PANEL + j % VECTORS * WIDTH
+            var k = words.unsafe_load[width=WIDTH](place)
+            upper[j] = dot[DType.uint8](upper[j], k, q1)
+            lower[j] = dot[DType.uint8](lower[j], k, q0)
+    comptime for j in range(columns):
+        var place = j // VECTORS * (KEY_PANEL // 4) + j % VECTORS * WIDTH
+        var scales = keys.unsafe_bitcast[Float32]().unsafe_load[width=WIDTH](place)
+        var sums = (upper[j] << 8) + lower[j] - offset
+        scores.unsafe_store(j * WIDTH, sums.cast[DType.float32]() * (scales * step_size))
+
+
+@no_inline
+def _add_values(
+    weights: Data[DType.int32],
+    values: Data[DType.int8],
+    groups: Int,
+    correction: Float32,
+    unit: Float32,
+    output: Data[DType.float32],
+):
+    """O = correction * O + unit * W V, for some groups of 64 values."""
+    comptime columns = HEAD_PANELS * VECTORS
+    var upper = Array[_Sums, columns](fill=_Sums(0))
+    var lower = Array[_Sums, columns](fill=_Sums(0))
+    for group in range(groups):
+        var words = values.unsafe_offset(group * VALUES).unsafe_bitcast[Int32]().unsafe_offset(VALUE_GROUP)
+        for row in range(PANEL):
+            var w1 = _Sums(weights[unsafe_offset=2 * group * PANEL + row])
+            var w0 = _Sums(weights[unsafe_offset=(2 * group + 1) * PANEL + row])
+            comptime for j in range(columns):
+                var place = (j // VECTORS * PANEL + row) * PANEL + j % VECTORS * WIDTH
+                var v = words.unsafe_load[width=WIDTH](place)
+                upper[j] = dot[DType.uint8](upper[j], w1, v)
+                lower[j] = dot[DType.uint8](lower[j], w0, v)
+    comptime for j in range(columns):
+        var sum = upper[j].cast[DType.float32]().fma(256, lower[j].cast[DType.float32]())
+        var o = output.unsafe_load[width=WIDTH](j * WIDTH) * correction
+        output.unsafe_store(j * WIDTH, sum.fma(unit, o))
