@@ -226,13 +226,13 @@ def multiply[
         var heights = min(worker_count() * TURNS, rows // (3 * unit if AMX else 4 * unit))
         var widths = 1
         comptime if _splits[a_type, b_type]:
-            heights = ceildiv(ceildiv(rows, split_rows(depth)), worker_count()) * worker_count()
+            heights = ceildiv(rows, split_rows(depth))
         else:
             if not _rounds_rows[a_type, b_type](depth):
                 heights = ceildiv(rows, _block_rows(_pass_depth[b_type](depth)))
                 widths = min(panels, ceildiv(worker_count() * TURNS, heights))
         var strips = ceildiv(rows, unit)
-        heights = clamp(heights, 1, strips)
+        heights = clamp(ceildiv(heights, worker_count()) * worker_count(), 1, strips)
 
         @always_inline
         def some_pieces(begin: Int, end: Int) {imm}:
