@@ -96,7 +96,7 @@ def exp2[width: SIMDLength, //](x: SIMD[DType.float32, width]) -> SIMD[DType.flo
     """Computes 2^x.
 
     Args:
-        x: At most 127; below -126 the result is 0, as for minus infinity. NaN and infinity give NaN.
+        x: At most 127; below -126 the result is 0, as for minus infinity. NaN gives NaN.
 
     Returns:
         2^x, within 1.2e-7 of it relatively.
@@ -114,15 +114,15 @@ def exp2[width: SIMDLength, //](x: SIMD[DType.float32, width]) -> SIMD[DType.flo
 def _exp2_avx512(x: SIMD[DType.float32, 16]) -> SIMD[DType.float32, 16]:
     """The same with two instructions of AVX-512: the rest of rounding to an integer, and scaling by a power of two."""
     comptime Vector = SIMD[DType.float32, 16]
-    comptime NO_EXCEPTIONS_OF_ROUNDING = Int32(8)
-    comptime CURRENT = Int32(4)
+    comptime nearest = Int32(8)  # ties to even, and what is inexact is no exception
+    comptime as_set = Int32(4)  # rounding as the thread has it
     var all = Int16(-1)
     var f = llvm_intrinsic["llvm.x86.avx512.mask.reduce.ps.512", Vector](
-        x, NO_EXCEPTIONS_OF_ROUNDING, Vector(0), all, CURRENT
+        x, nearest, Vector(0), all, as_set
     )
     var not_small = pack_bits[dtype=DType.uint16](~x.lt(-126))
     return llvm_intrinsic["llvm.x86.avx512.mask.scalef.ps.512", Vector](
-        _horner[_EXP2](f), x - f, Vector(0), not_small, CURRENT
+        _horner[_EXP2](f), x - f, Vector(0), not_small, as_set
     )
 
 

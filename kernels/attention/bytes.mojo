@@ -8,8 +8,8 @@
     values (B, H, ceil(S/64), 68, 64)    64 values: their scales in float32, then row 16 p + r: n of the values r, r + 16, r + 32
                                          and r + 48, column by column, for the columns 16 p .. 16 p + 15
 
-What pads the last panel and the last group is 0, and so are its scales. Cost: rows are read three times, from the second cache but for
-the first; 1 byte is written for each of 2*B*S*H*64 elements.
+What pads the last panel and the last group is 0, and so are its scales. Cost: keys are read twice, the second time from the second
+cache, values once; 1 byte is written for each of 2*B*S*H*64 elements.
 
 Zhang et al., "SageAttention: Accurate 8-Bit Attention for Plug-and-Play Inference Acceleration", arXiv:2410.02367 (on
 subtracting the mean of the keys).
@@ -38,6 +38,9 @@ comptime VALUES = VALUE_GROUP * (4 + HEAD)
 
 comptime _OFFSET = Int32(128)
 """What is added to keys: the instruction takes one of its factors without sign."""
+
+comptime _NO_OFFSET = Int32(-2139062144)
+"""0x80808080: takes the offset off four bytes."""
 
 comptime _Vector = SIMD[DType.float32, PANEL]
 
@@ -211,9 +214,7 @@ def _pair_keys(output: Data[DType.int32], panel: Data[DType.int8]):
     """Writes a panel of 16 keys in pairs."""
     var scales = panel.unsafe_bitcast[Float32]().unsafe_load[width=PANEL](0)
     for row in range(PANEL):
-        var words = panel.unsafe_bitcast[Int32]().unsafe_load[width=PANEL]((1 + row) * PANEL) ^ Int32(
-            -2139062144
-        )  # the offset off each byte
+        var words = panel.unsafe_bitcast[Int32]().unsafe_load[width=PANEL]((1 + row) * PANEL) ^ _NO_OFFSET
         comptime for half in range(2):
             output.unsafe_store(
                 (2 * row + half) * PANEL, _pair(_widen[2 * half](words) * scales, _widen[2 * half + 1](words) * scales)

@@ -14,8 +14,8 @@ From one product to the next only one factor changes, so that 2 x 2 registers of
 strip or panel lie together.
 
 Cost of 16 rows, 16 columns and 32 k: 3 tile products, 48 cycles, where AVX-512 takes 256. Splitting 16 elements of A
-takes about 6 cycles, once for all columns, and 32 of B 7, once for the rows of a block: with 384 columns and 192 rows
-that is 15 more.
+takes about 6 cycles, once for all columns, and 32 of B 7, once for the rows of a block: with 384 columns and 375 rows
+that is 13 more.
 
 Henry, Tang and Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations",
 arXiv:1904.06376.
