@@ -1,7 +1,7 @@
 """The decoder: keys and values of the audio once per window, then tokens in, token out.
 
-    states (B, 1500, d) -> per block: keys (B, H, 94, 64, 16), values (B, H, 1500, 64), or bytes      cross_attention_graph
-    tokens (B, T) + KV caches -> picked token (B), its log probability (B), no-speech (B)       decoder_graph
+    states (B, 1500, d) -> per block: keys (B, H, 94, 64, 16), values (B, H, 1500, 64), or bytes  cross_attention_graph
+    tokens (B, T) + KV caches -> picked token (B), its log probability (B), no-speech (B)         decoder_graph
 
 One graph serves the prompt (T > 1) and every later step (T = 1): T is a symbolic dimension.
 """

@@ -117,9 +117,7 @@ def _exp2_avx512(x: SIMD[DType.float32, 16]) -> SIMD[DType.float32, 16]:
     comptime nearest = Int32(8)  # ties to even, and what is inexact is no exception
     comptime as_set = Int32(4)  # rounding as the thread has it
     var all = Int16(-1)
-    var f = llvm_intrinsic["llvm.x86.avx512.mask.reduce.ps.512", Vector](
-        x, nearest, Vector(0), all, as_set
-    )
+    var f = llvm_intrinsic["llvm.x86.avx512.mask.reduce.ps.512", Vector](x, nearest, Vector(0), all, as_set)
     var not_small = pack_bits[dtype=DType.uint16](~x.lt(-126))
     return llvm_intrinsic["llvm.x86.avx512.mask.scalef.ps.512", Vector](
         _horner[_EXP2](f), x - f, Vector(0), not_small, as_set

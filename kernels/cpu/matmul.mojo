@@ -232,7 +232,7 @@ def multiply[
                 heights = ceildiv(rows, _block_rows(_pass_depth[b_type](depth)))
                 widths = min(panels, ceildiv(worker_count() * TURNS, heights))
         var strips = ceildiv(rows, unit)
-        heights = clamp(ceildiv(heights, worker_count()) * worker_count(), 1, strips)
+        heights = clamp(ceildiv(heights, worker_count()) * worker_count(), 1, strips)  # as many for each thread
 
         @always_inline
         def some_pieces(begin: Int, end: Int) {imm}:

@@ -9,7 +9,7 @@ named after the algorithm; which body runs where is decided in its file here.
     whisper_norm_linear         x (..., K), gamma, beta (K), weight, bias (N), GPU only   -> f(norm(x) W^T + b) (..., N)
     whisper_layer_norm          x (..., D), gamma (D), beta (D)                       -> (..., D)
     whisper_add_layer_norm      ... and residual (..., D)                             -> x + r, its layer norm
-    whisper_pack_heads          rows (B, S, N)                                        -> keys, values
+    whisper_pack_heads          rows (B, S, N)                                        -> keys, values; CPU: pairs, bytes
     whisper_attention           queries (B, T, N), keys, values                       -> (B, T, H*64)
     whisper_self_attention      rows (B, S, 3*H*64), GPU only                         -> (B, S, H*64)
     whisper_packed_self_attention   ... and keys, values of bfloat16, CPU only         -> (B, S, H*64)

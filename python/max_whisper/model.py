@@ -27,7 +27,8 @@ class AudioFeatures:
 
     Attributes:
         states: The encoder's result, (B, n_audio_ctx, n_audio_state).
-        cross: Per decoder block its keys, see `packing.keys_shape`, and values (B, H, 1500, 64).
+        cross: Per decoder block its keys, see `packing.keys_shape`, and values (B, H, 1500, 64); of int8 models, where the
+            CPU multiplies bytes, see `packing.bytes_shapes`.
     """
 
     states: Buffer
