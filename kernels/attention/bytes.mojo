@@ -19,7 +19,7 @@ from std.collections import Array
 from std.math import ceildiv
 from std.memory import bitcast
 
-from ..cpu.operand import integers, round_bfloat16, steps
+from ..cpu.operand import integers, pair_words, round_bfloat16, steps
 from ..cpu.threads import Workers
 from ..cpu.tile import PANEL
 from ..cpu.transpose import transpose
@@ -206,7 +206,7 @@ def _widen[byte: Int](words: SIMD[DType.int32, PANEL]) -> _Vector:
 @always_inline
 def _pair(low: _Vector, high: _Vector) -> SIMD[DType.int32, PANEL]:
     """Pairs of bfloat16."""
-    return (round_bfloat16(low) & 0xFFFF) | (round_bfloat16(high) << 16)
+    return pair_words(round_bfloat16(low), round_bfloat16(high))
 
 
 @no_inline

@@ -15,7 +15,7 @@ from std.math import ceildiv
 from std.memory import bitcast
 from std.memory.alloc import unsafe_alloc
 
-from ..cpu.operand import MULTIPLIES_BFLOAT16, round_bfloat16
+from ..cpu.operand import MULTIPLIES_BFLOAT16, pair_words, round_bfloat16
 from ..cpu.split_amx import split
 from ..cpu.threads import ForkJoin, Workers
 from ..cpu.tile import PANEL
@@ -150,7 +150,7 @@ def _store_values[
             var x_parts = split[terms](x)
             var y_parts = split[terms](y)
             comptime for t in range(terms):
-                var words = (x_parts[t] & 0xFFFF) | (y_parts[t] << 16)
+                var words = pair_words(x_parts[t], y_parts[t])
                 panels.unsafe_store(j // PANEL * panel_stride + (t * PANEL + row) * PANEL, words)
 
 
@@ -290,4 +290,4 @@ def _pair_panel(output: Data[DType.int32], panel: Data[DType.float16]):
     for row in range(HEAD // 2):
         var x = panel.unsafe_load[width=PANEL](2 * row * PANEL).cast[DType.float32]()
         var y = panel.unsafe_load[width=PANEL]((2 * row + 1) * PANEL).cast[DType.float32]()
-        output.unsafe_store(row * PANEL, (round_bfloat16(x) & 0xFFFF) | (round_bfloat16(y) << 16))
+        output.unsafe_store(row * PANEL, pair_words(round_bfloat16(x), round_bfloat16(y)))

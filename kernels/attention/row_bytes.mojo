@@ -25,12 +25,12 @@ from std.memory import bitcast
 from std.memory.alloc import unsafe_alloc
 from std.utils.numerics import neg_inf
 
-from ..cpu.operand import dot, integers
+from ..cpu.operand import dot, integers, largest_magnitude
 from ..cpu.tile import PANEL, VECTORS, WIDTH
 from ..data import Data
 from ..math import exp2, larger
 from .bytes import KEY_PANEL, VALUE_GROUP, VALUES
-from .strip import HEAD, SCALE, StripSoftmax
+from .strip import HEAD, SCALE, StripSoftmax, largest_lanes
 
 comptime HEAD_PANELS = HEAD // PANEL
 
@@ -86,13 +86,7 @@ struct ByteRow(StripSoftmax):
 
     def begin(mut self, queries: Data[DType.float32], stride: Int, count: Int):
         """Begins a query."""
-        var largest = _Vector(0)
-        var poison = _Vector(0)
-        comptime for j in range(HEAD_PANELS):
-            var q = queries.unsafe_load[width=PANEL](j * PANEL)
-            largest = larger(largest, abs(q))
-            poison = q.fma(_Vector(0), poison)
-        self.step_size = largest.reduce_max() / _QUERY_STEPS + poison.reduce_add()
+        self.step_size = largest_magnitude(queries, HEAD) / _QUERY_STEPS
         var inverse = 1 / self.step_size if self.step_size > 0 else 0
         var total = SIMD[DType.int32, PANEL](0)
         comptime for j in range(HEAD_PANELS):
@@ -142,10 +136,8 @@ struct ByteRow(StripSoftmax):
         var groups = ceildiv(key_count, VALUE_GROUP)
         for j in range(key_count, groups * VALUE_GROUP):
             scores[unsafe_offset=j] = neg_inf[DType.float32]()
-        var top = scores.unsafe_load[width=PANEL](0)
-        for j in range(PANEL, groups * VALUE_GROUP, PANEL):
-            top = larger(top, scores.unsafe_load[width=PANEL](j))
-        var new = max(self.maximum, top.reduce_max() * SCALE)
+        var top = largest_lanes[PANEL](scores, groups * VALUE_GROUP).reduce_max()
+        var new = max(self.maximum, top * SCALE)
         var correction = exp2(self.maximum - new)
         self.maximum = new
 

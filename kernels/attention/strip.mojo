@@ -1,7 +1,7 @@
 """What the bodies of attention have in common: the softmax of a strip of queries, step by step."""
 
 from ..data import Data
-from ..math import LOG2_E
+from ..math import LOG2_E, larger
 
 comptime HEAD = 64
 """Elements of one head: Whisper's, from tiny to large."""
@@ -12,6 +12,15 @@ comptime SCALE = Float32(0.125) * LOG2_E
 comptime HEADROOM = Float32(8)
 """By how much scores times SCALE may exceed the bound m of a body that raises it seldom: weights of up to 2^8 are as exact as
 those of up to 1."""
+
+
+@always_inline
+def largest_lanes[width: Int](scores: Data[DType.float32], count: Int) -> SIMD[DType.float32, width]:
+    """The largest of every `width`-th of some scores: `count` is a multiple of `width`, and positive."""
+    var top = scores.unsafe_load[width=width](0)
+    for j in range(width, count, width):
+        top = larger(top, scores.unsafe_load[width=width](j))
+    return top
 
 
 trait StripSoftmax(TrivialRegisterPassable):

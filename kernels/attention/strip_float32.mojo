@@ -16,8 +16,8 @@ from std.utils.numerics import neg_inf
 
 from ..cpu.tile import PANEL, ROWS, WIDTH, multiply_tile
 from ..data import Data
-from ..math import exp2, larger
-from .strip import HEAD, SCALE, StripSoftmax
+from ..math import exp2
+from .strip import HEAD, SCALE, StripSoftmax, largest_lanes
 
 comptime HEAD_PANELS = HEAD // PANEL
 
@@ -151,11 +151,8 @@ def _soften(
     """
     for j in range(seen, padded):
         scores[unsafe_offset=j] = neg_inf[DType.float32]()
-    var top = SIMD[DType.float32, WIDTH](neg_inf[DType.float32]())
-    for j in range(0, padded, WIDTH):
-        top = larger(top, scores.unsafe_load[width=WIDTH](j))
     var old = maximum[]
-    var new = max(old, top.reduce_max() * SCALE)
+    var new = max(old, largest_lanes[WIDTH](scores, padded).reduce_max() * SCALE)
     var sum = SIMD[DType.float32, WIDTH](0)
     for j in range(0, padded, WIDTH):
         var p = exp2(scores.unsafe_load[width=WIDTH](j).fma(SIMD[DType.float32, WIDTH](SCALE), -new))

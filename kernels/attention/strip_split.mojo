@@ -31,14 +31,14 @@ from ..cpu.operand import HARDWARE_AMX
 from ..cpu.split_amx import TERMS, WORDS, multiply_terms, split_pairs, split_strip
 from ..cpu.tile import PANEL
 from ..data import Data
-from ..math import exp2, larger
+from ..math import exp2
 from .pairs import KEY_GROUP
-from .strip import HEAD, HEADROOM, SCALE, StripSoftmax
+from .strip import HEAD, HEADROOM, SCALE, StripSoftmax, largest_lanes
 
 comptime _HEAD_STEPS = HEAD // KEY_GROUP
 """Times 32 elements of a head."""
 
-comptime Vector = SIMD[DType.float32, PANEL]
+comptime _Vector = SIMD[DType.float32, PANEL]
 
 
 struct SplitStrips(StripSoftmax):
@@ -106,11 +106,11 @@ struct SplitStrips(StripSoftmax):
                 self.queries.unsafe_offset(s * TERMS * HEAD // 2),
             )
         for i in range(0, Self.rows * HEAD, PANEL):
-            self.outputs.unsafe_store(i, Vector(0))
+            self.outputs.unsafe_store(i, _Vector(0))
         for i in range(Self.rows):
             self.maxima[unsafe_offset=i] = neg_inf[DType.float32]()
             self.limits[unsafe_offset=i] = neg_inf[DType.float32]()
-            self.totals.unsafe_store(i * PANEL, Vector(0))
+            self.totals.unsafe_store(i * PANEL, _Vector(0))
 
     def step[
         causal: Bool
@@ -167,15 +167,12 @@ struct SplitStrips(StripSoftmax):
             var scores = self.scores.unsafe_offset(query * Self.key_block)
             for j in range(key_count, groups * KEY_GROUP):
                 scores[unsafe_offset=j] = neg_inf[DType.float32]()
-            var top = scores.unsafe_load[width=PANEL](0)
-            for j in range(PANEL, groups * KEY_GROUP, PANEL):
-                top = larger(top, scores.unsafe_load[width=PANEL](j))
-            over |= top.gt(self.limits[unsafe_offset=query])
+            over |= largest_lanes[PANEL](scores, groups * KEY_GROUP).gt(self.limits[unsafe_offset=query])
         if over.reduce_or():
             self._raise(count, groups)
         for query in range(count):
             var scores = self.scores.unsafe_offset(query * Self.key_block)
-            var m = Vector(self.maxima[unsafe_offset=query])
+            var m = _Vector(self.maxima[unsafe_offset=query])
             var total = self.totals.unsafe_load[width=PANEL](query * PANEL)
             var strip = self.weights.unsafe_offset(
                 query // TILE_ROWS * groups * TERMS * WORDS + query % TILE_ROWS * PANEL
@@ -183,8 +180,8 @@ struct SplitStrips(StripSoftmax):
             for group in range(groups):
                 var x = scores.unsafe_load[width=PANEL](group * KEY_GROUP)
                 var y = scores.unsafe_load[width=PANEL](group * KEY_GROUP + PANEL)
-                x = exp2(x.fma(Vector(SCALE), -m))
-                y = exp2(y.fma(Vector(SCALE), -m))
+                x = exp2(x.fma(_Vector(SCALE), -m))
+                y = exp2(y.fma(_Vector(SCALE), -m))
                 total += x + y
                 var pairs = split_pairs(x, y)
                 comptime for t in range(TERMS):
@@ -196,10 +193,7 @@ struct SplitStrips(StripSoftmax):
         """Raises m of the queries that it does not suit, and brings O and l to it."""
         for query in range(count):
             var scores = self.scores.unsafe_offset(query * Self.key_block)
-            var top = scores.unsafe_load[width=PANEL](0)
-            for j in range(PANEL, groups * KEY_GROUP, PANEL):
-                top = larger(top, scores.unsafe_load[width=PANEL](j))
-            var largest = top.reduce_max()
+            var largest = largest_lanes[PANEL](scores, groups * KEY_GROUP).reduce_max()
             if largest <= self.limits[unsafe_offset=query]:
                 continue
             var new = ceil(largest * SCALE)

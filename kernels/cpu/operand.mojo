@@ -133,8 +133,8 @@ comptime _ROUND = Float32(12582912)
 """1.5 * 2^23: adding it rounds to an integer that stands, as two's complement, in the low bits."""
 
 
-def row_scale[operand: DType](x: Data[DType.float32], depth: Int) -> Float32:
-    """What a step of a row's integers stands for; NaN if the row holds NaN or infinity."""
+def largest_magnitude(x: Data[DType.float32], depth: Int) -> Float32:
+    """The largest magnitude of a row; NaN if the row holds NaN or infinity."""
     var largest = SIMD[DType.float32, WIDTH](0)
     var poison = SIMD[DType.float32, WIDTH](0)
     var whole = depth // WIDTH * WIDTH
@@ -147,7 +147,12 @@ def row_scale[operand: DType](x: Data[DType.float32], depth: Int) -> Float32:
     for k in range(whole, depth):
         top = max(top, abs(x[unsafe_offset=k]))
         bad += x[unsafe_offset=k] * 0
-    return top / steps[operand] + bad
+    return top + bad
+
+
+def row_scale[operand: DType](x: Data[DType.float32], depth: Int) -> Float32:
+    """What a step of a row's integers stands for; NaN if the row holds NaN or infinity."""
+    return largest_magnitude(x, depth) / steps[operand]
 
 
 @always_inline
@@ -161,6 +166,12 @@ def round_bfloat16(x: SIMD[DType.float32, 16]) -> SIMD[DType.int32, 16]:
         var bits = bitcast[DType.int32, 16](x)
         var nearest = bits + 0x7FFF + ((bits >> 16) & 1)
         return x.ne(x).select(bits | 0x400000, nearest) >> 16  # what is NaN stays NaN
+
+
+@always_inline
+def pair_words(low: SIMD[DType.int32, 16], high: SIMD[DType.int32, 16]) -> SIMD[DType.int32, 16]:
+    """Words whose halves are the lower halves of two words: the pairs of what `round_bfloat16` gives."""
+    return (low & 0xFFFF) | (high << 16)
 
 
 @always_inline

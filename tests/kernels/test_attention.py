@@ -223,6 +223,14 @@ def test_no_queries(rng):
     assert eager.call(ops.attention, np.zeros((1, 0, HEAD), np.float32), keys, values).shape == (1, 0, HEAD)
 
 
+def rows_of_large_scores(rng: np.random.Generator, slope: float) -> np.ndarray:
+    """Queries, keys and values of two heads, whose scores grow by `slope` from key to key."""
+    rows = rng.standard_normal((1, 600, 3 * 2 * HEAD), dtype=np.float32)
+    rows[..., 0 : 2 * HEAD : HEAD] = 4
+    rows[..., 2 * HEAD : 4 * HEAD : HEAD] = 2 * slope * np.arange(600, dtype=np.float32)[:, None]
+    return rows
+
+
 def check_in_bfloat16(rows: np.ndarray) -> None:
     """Queries, keys and values are rounded in the reference, too. What is left is the error of the weights: it moves their
     mean by no more than the mean of it times the distances from the mean; and float32's rounding."""
@@ -246,10 +254,7 @@ def test_self_attention_in_bfloat16_of_a_window(rng):
 @pytest.mark.parametrize("slope", [-0.5, 0.03, 0.5])
 def test_large_scores_in_bfloat16(rng, slope):
     """Scores from 0 to hundreds: the largest first, or last, so that every block of keys raises the maximum, or few do."""
-    rows = rng.standard_normal((1, 600, 3 * 2 * HEAD), dtype=np.float32)
-    rows[..., 0 : 2 * HEAD : HEAD] = 4
-    rows[..., 2 * HEAD : 4 * HEAD : HEAD] = 2 * slope * np.arange(600, dtype=np.float32)[:, None]
-    check_in_bfloat16(rows)
+    check_in_bfloat16(rows_of_large_scores(rng, slope))
 
 
 def test_every_weight_in_bfloat16():
@@ -307,9 +312,7 @@ def test_large_scores_in_two_terms(rng, slope):
     """Scores from 0 to 300: the largest first, or last, so that every block of keys raises the bound, or few do.
 
     A score's sum is rounded 96 times, by up to 2^-24 * 300 each: by 1e-4 in the mean square, and so are the weights."""
-    rows = rng.standard_normal((1, 600, 3 * 2 * HEAD), dtype=np.float32)
-    rows[..., 0 : 2 * HEAD : HEAD] = 4
-    rows[..., 2 * HEAD : 4 * HEAD : HEAD] = 2 * slope * np.arange(600, dtype=np.float32)[:, None]
+    rows = rows_of_large_scores(rng, slope)
     check(self_attention_in_two_terms, [rows], references.self_attention, heads=2, rtol=0, atol=5e-4)
 
 
