@@ -74,13 +74,7 @@ def attention(queries, keys, values, *, first_visible: int | None = None):
     """Softmax attention on packed heads; query t sees `first_visible + t` keys, or all."""
     batch, heads, length, head = values.shape
     k = keys.swapaxes(3, 4).reshape(batch, heads, -1, head)[:, :, :length]
-    q = queries[..., : heads * head].reshape(batch, -1, heads, head).swapaxes(1, 2)
-    scores = q @ k.swapaxes(2, 3) / math.sqrt(head)
-    if first_visible is not None:
-        visible = first_visible + np.arange(q.shape[2])
-        scores = np.where(np.arange(length) < visible[:, None], scores, -np.inf)
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    return (p / p.sum(-1, keepdims=True) @ values).swapaxes(1, 2).reshape(batch, -1, heads * head)
+    return attention_of_heads(queries, k, values, first_visible=first_visible)
 
 
 def pack_bytes(rows: np.ndarray, heads: int) -> tuple[np.ndarray, np.ndarray]:
@@ -129,11 +123,14 @@ def unpack_bytes(keys: np.ndarray, values: np.ndarray, length: int) -> tuple[np.
     return k, v
 
 
-def attention_of_heads(queries, k, v):
-    """Softmax attention over keys and values (B, H, S, 64)."""
-    batch, heads, _, head = v.shape
+def attention_of_heads(queries, k, v, *, first_visible: int | None = None):
+    """Softmax attention over keys and values (B, H, S, 64); query t sees `first_visible + t` keys, or all."""
+    batch, heads, length, head = v.shape
     q = queries[..., : heads * head].reshape(batch, -1, heads, head).swapaxes(1, 2)
     scores = q @ k.swapaxes(2, 3) / math.sqrt(head)
+    if first_visible is not None:
+        visible = first_visible + np.arange(q.shape[2])
+        scores = np.where(np.arange(length) < visible[:, None], scores, -np.inf)
     p = np.exp(scores - scores.max(-1, keepdims=True))
     return (p / p.sum(-1, keepdims=True) @ v).swapaxes(1, 2).reshape(batch, -1, heads * head)
 
