@@ -39,7 +39,7 @@ def test_entries_differ_by_what_they_depend_on(compilations, monkeypatch):
     paths = {compiled.build(TINY), compiled.build(BASE)}
     monkeypatch.setattr(target, "cpu_target", lambda device="cpu": "another")
     paths.add(compiled.build(TINY))
-    monkeypatch.setattr(compiled, "_sources", lambda: "edited")
+    monkeypatch.setattr(compiled, "sources", lambda: "edited")
     paths.add(compiled.build(TINY))
     assert len(paths) == len(compilations) == len(compiled.entries()) == 4
 

@@ -57,7 +57,7 @@ def test_a_wheel_finds_its_kernels_and_graphs(dist: Path, tmp_path: Path) -> Non
     code = (
         "import sys, max_whisper\n"
         "from max_whisper import compiled, load_model\n"
-        "print(max_whisper.__file__, compiled._sources())\n"
+        "print(max_whisper.__file__, compiled.sources())\n"
         "print(load_model('tiny.en').transcribe(sys.argv[1])['text'])\n"
     )
     beckett = recording().with_name("beckett.wav")
@@ -70,7 +70,7 @@ def test_a_wheel_finds_its_kernels_and_graphs(dist: Path, tmp_path: Path) -> Non
         check=True,
     ).stdout
     where, text = output.splitlines()
-    assert where == f"{tmp_path / 'max_whisper' / '__init__.py'} {compiled._sources()}"
+    assert where == f"{tmp_path / 'max_whisper' / '__init__.py'} {compiled.sources()}"
     assert "Ever tried, ever failed" in text
 
 

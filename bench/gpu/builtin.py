@@ -36,15 +36,16 @@ def linear(
 def conv1d(
     x: TensorValue, weight: TensorValue, bias: TensorValue, positions: TensorValue | None = None, *, stride: int
 ) -> TensorValue:
-    """As `ops.conv1d`: three neighbouring frames side by side, then a product; x (1, T, C), weight (N, 3 * C).
+    """As `ops.conv1d`: three neighbouring frames side by side, then a product; x (B, T, C), weight (N, 3 * C).
 
     Written so that no vendor's library is needed, whose machine code the phantom cannot run.
     """
-    _, length, channels = x.shape
+    batch, length, channels = x.shape
     padded = ops.pad(x, [0, 0, 1, 1, 0, 0])
     taps = [padded[:, j : j + int(length) : stride] for j in range(3)]
-    rows = ops.reshape(ops.concat(taps, axis=2), [int(length) // stride, 3 * int(channels)])
-    return linear(rows, weight, bias, positions, gelu=True)
+    rows = ops.reshape(ops.concat(taps, axis=2), [batch * (int(length) // stride), 3 * int(channels)])
+    y = ops.reshape(linear(rows, weight, bias, gelu=True), [batch, int(length) // stride, weight.shape[0]])
+    return y if positions is None else y + positions
 
 
 def layer_norm(x: TensorValue, gamma: TensorValue, beta: TensorValue) -> TensorValue:

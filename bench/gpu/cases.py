@@ -74,6 +74,10 @@ class Case:
     note: str = ""
 
 
+def _times(windows: int) -> str:
+    return f"{windows} x " if windows > 1 else ""
+
+
 def float32(array: np.ndarray) -> np.ndarray:
     """As MAX's leg takes it."""
     return np.ascontiguousarray(array, np.float32)
@@ -99,11 +103,12 @@ class Cases:
 
     Args:
         dtype: "float16", "bfloat16" or "float32".
-        rows: Rows of the encoder.
+        rows: Rows of the encoder for a window.
+        windows: How many windows the encoder and cross-attention have at once, each a case.
     """
 
-    def __init__(self, dtype: str, rows: int = ROWS) -> None:
-        self.dtype, self.rows = dtype, rows
+    def __init__(self, dtype: str, rows: int = ROWS, windows: Sequence[int] = (1,)) -> None:
+        self.dtype, self.rows, self.windows = dtype, rows, windows
         self.rng = np.random.default_rng(0)
         self.size = 4 if dtype == "float32" else 2
 
@@ -117,24 +122,32 @@ class Cases:
         return [
             self.log_mel(2 * self.rows),
             self.log_mel(2 * self.rows, fading=True),
-            self.conv1d(2 * self.rows, MELS, stride=1),
-            self.conv1d(2 * self.rows, STATE, stride=2),
-            self.layer_norm(self.rows),
-            self.layer_norm(self.rows, add=True),
-            self.linear(self.rows, 3 * STATE, STATE),
-            self.linear(self.rows, wide, STATE, gelu=True),
-            self.linear(self.rows, STATE, wide, residual=True),
-            self.self_attention(self.rows),
-            self.pack_heads(AUDIO),
+            *[case for windows in self.windows for case in self.encoder(windows)],
             self.embed(1),
             self.layer_norm(1),
             *[self.norm_linear(m, 3 * STATE, STATE) for m in (1, 5)],
             *[self.norm_linear(m, wide, STATE, gelu=True) for m in (1, 5)],
             *[self.linear(m, STATE, wide, residual=True) for m in (1, 5)],
             self.cached_attention(),
-            self.cross_attention(),
+            *[self.cross_attention(windows) for windows in self.windows],
             self.greedy(1),
             self.greedy(5),
+        ]
+
+    def encoder(self, windows: int) -> list[Case]:
+        """The encoder's ops behind log-mel, for some windows at once."""
+        rows, wide = windows * self.rows, 4 * STATE
+        return [
+            self.conv1d(windows, 2 * self.rows, MELS, stride=1),
+            self.conv1d(windows, 2 * self.rows, STATE, stride=2),
+            self.layer_norm(rows),
+            self.layer_norm(rows, add=True),
+            self.linear(rows, 3 * STATE, STATE),
+            self.linear(rows, STATE, STATE, residual=True),
+            self.linear(rows, wide, STATE, gelu=True),
+            self.linear(rows, STATE, wide, residual=True),
+            self.self_attention(windows, self.rows),
+            self.pack_heads(windows, AUDIO),
         ]
 
     def log_mel(self, frames: int, *, fading: bool = False) -> Case:
@@ -161,8 +174,8 @@ class Cases:
             note="MAX's leg gets its frames cut and windowed by the host",
         )
 
-    def conv1d(self, length: int, channels: int, *, stride: int) -> Case:
-        x, bias = self.normal(1, length, channels), self.normal(STATE)
+    def conv1d(self, windows: int, length: int, channels: int, *, stride: int) -> Case:
+        x, bias = self.normal(windows, length, channels), self.normal(STATE)
         weight = self.rng.standard_normal((STATE, channels, 3)) / np.sqrt(3 * channels)
         out = length // stride
         positions = [self.normal(out, STATE)] if stride == 2 else []
@@ -172,12 +185,12 @@ class Cases:
         padded = np.pad(x, ((0, 0), (0, 0), (0, wide - channels)))
         return Case(
             "conv1d + GELU" + (" + positions" if positions else ""),
-            f"{length} x {channels} -> {out} x {STATE}",
-            Leg(ops.conv1d, [x, packed, bias, *positions], {"stride": stride}),
-            Leg(builtin.conv1d, [padded, theirs, bias, *positions], {"stride": stride}),
-            least=self.size * (x.size + packed.size + STATE + (1 + len(positions)) * out * STATE),
-            work=work.conv1d(1, length, channels, STATE, stride=stride, positions=stride == 2),
-            products=out * STATE * 3 * channels,
+            f"{_times(windows)}{length} x {channels} -> {out} x {STATE}",
+            Leg(ops.conv1d, [x, packed, bias, *positions], {"stride": stride}, (0,)),
+            Leg(builtin.conv1d, [padded, theirs, bias, *positions], {"stride": stride}, (0,)),
+            least=self.size * (x.size + packed.size + STATE + (windows + len(positions)) * out * STATE),
+            work=work.conv1d(windows, length, channels, STATE, stride=stride, positions=stride == 2),
+            products=windows * out * STATE * 3 * channels,
         )
 
     def layer_norm(self, rows: int, *, add: bool = False) -> Case:
@@ -221,40 +234,41 @@ class Cases:
             products=rows * columns * depth,
         )
 
-    def self_attention(self, length: int) -> Case:
-        rows = self.normal(1, length, 3 * STATE)
+    def self_attention(self, windows: int, length: int) -> Case:
+        rows = self.normal(windows, length, 3 * STATE)
         return Case(
             "self-attention",
-            f"{HEADS} heads, {length} x {length}",
-            Leg(ops.self_attention, [rows], {"heads": HEADS}),
-            Leg(builtin.self_attention, [rows], {"heads": HEADS}),
-            least=self.size * 4 * length * STATE,
-            work=work.self_attention(1, HEADS, length),
-            products=2 * length * length * STATE,
+            f"{_times(windows)}{HEADS} heads, {length} x {length}",
+            Leg(ops.self_attention, [rows], {"heads": HEADS}, (0,)),
+            Leg(builtin.self_attention, [rows], {"heads": HEADS}, (0,)),
+            least=self.size * windows * 4 * length * STATE,
+            work=work.self_attention(windows, HEADS, length),
+            products=windows * 2 * length * length * STATE,
         )
 
-    def pack_heads(self, length: int) -> Case:
-        rows = self.normal(1, length, 2 * STATE)
+    def pack_heads(self, windows: int, length: int) -> Case:
+        rows = self.normal(windows, length, 2 * STATE)
         return Case(
             "keys and values of the audio",
-            f"{length} x {2 * STATE}",
-            Leg(ops.pack_heads, [rows], {"heads": HEADS}),
-            Leg(builtin.pack_heads, [rows], {"heads": HEADS}),
+            f"{_times(windows)}{length} x {2 * STATE}",
+            Leg(ops.pack_heads, [rows], {"heads": HEADS}, (0,)),
+            Leg(builtin.pack_heads, [rows], {"heads": HEADS}, (0,)),
             least=2 * rows.size * self.size,
-            work=work.pack_heads(1, HEADS, length),
+            work=work.pack_heads(windows, HEADS, length),
         )
 
-    def cross_attention(self) -> Case:
-        q, k, v = self.normal(1, 1, STATE), self.normal(1, HEADS, AUDIO, HEAD), self.normal(1, HEADS, AUDIO, HEAD)
+    def cross_attention(self, windows: int) -> Case:
+        q = self.normal(windows, 1, STATE)
+        k, v = (self.normal(windows, HEADS, AUDIO, HEAD) for _ in range(2))
         theirs = [q, *(np.ascontiguousarray(x.swapaxes(1, 2)) for x in (k, v))]
         return Case(
             "cross-attention, one query",
-            f"{HEADS} heads, 1 x {AUDIO}",
-            Leg(ops.attention, [q, k, v]),
-            Leg(builtin.attention, theirs),
-            least=self.size * 2 * (1 + AUDIO) * STATE,
-            work=work.cross_attention(1, HEADS, AUDIO),
-            products=2 * AUDIO * STATE,
+            f"{_times(windows)}{HEADS} heads, 1 x {AUDIO}",
+            Leg(ops.attention, [q, k, v], rows=(0, 1, 2)),
+            Leg(builtin.attention, theirs, rows=(0, 1, 2)),
+            least=self.size * windows * 2 * (1 + AUDIO) * STATE,
+            work=work.cross_attention(windows, HEADS, AUDIO),
+            products=windows * 2 * AUDIO * STATE,
         )
 
     def cached_attention(self) -> Case:

@@ -59,13 +59,13 @@ struct ByteRow(StripSoftmax):
     var memory: Data[DType.float32]
     """Q1 and Q0 in words, scores, W1 and W0 in words, O."""
     var step_size: Float32
-    """t."""
+    """Length of a step of the queries, t."""
     var offset: Int32
     """128 sum(Q)."""
     var maximum: Float32
-    """m."""
+    """Largest score so far, m."""
     var sum: Float32
-    """l."""
+    """Sum of weights so far, l."""
 
     comptime _SCORES = 2 * PANEL
     comptime _WEIGHTS = Self._SCORES + Self.key_block

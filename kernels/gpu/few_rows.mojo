@@ -91,10 +91,10 @@ def _few_rows[
     var part = thread % 16 * TILES
     var column = first + Int32(part)
     var finishes = Int32(row) < x.rows and column < weight.rows
-    var bias = epilogue.load_bias(column) if finishes else epilogue.Chunk(0)
+    var bias = epilogue.load_bias(column) if finishes else epilogue.Loaded(0)
 
     start_next()
-    var residual = epilogue.Chunk(0)
+    var residual = epilogue.Loaded(0)
     var partial = P(norm)
     var distance = Int32(warps * P.SLICE)
     for begin in range(Int32(0), x.depth, Int32(P.IN_FLIGHT) * distance):

@@ -15,6 +15,8 @@ one's copies, awaited before it, are visible.
         A   --+-> |   |   |###|   |  128 rows
                   '---'---'---'---'                 blockIdx = (column of tiles, row of tiles, batch row)
 
+On Hopper, in 16 bits, `warpgroup_matmul.mojo` takes over. Elsewhere:
+
 | tiles, on tensor cores                            | a block has                  | rows | stages | of shared memory |
 | ------------------------------------------------- | ---------------------------- | ---- | ------ | ---------------- |
 | as many of 96 x 64 as multiprocessors, or fewer   | two groups of 4 warps each   | 96   | 3      | 120 KB           |
@@ -33,7 +35,8 @@ times, y written and r read once; all rereads are a tile apart and come from the
 Occupancy: with many tiles shared memory decides, 48 KB a block: 3 blocks of 4 warps on sm_80, 2 on sm_86 and sm_89, 4 on sm_90;
 registers fit, at most 128 a thread. Two groups: one block of 8 warps, at most 128 registers. Float32: 3 blocks, 168 registers.
 
-Measured on an H200 (float16; microseconds of a product alone in a device graph, launch included):
+Measured on an H200, where they served before there were tiles for warpgroups (float16; microseconds of a product alone in a
+device graph, launch included):
 
 | M x K -> N          | these | 128 x 64 | 128 x 64, two groups | 128 x 128 | 256 x 128 |
 | ------------------- | ----: | -------: | -------------------: | --------: | --------: |
@@ -56,48 +59,16 @@ from std.utils import StaticTuple
 
 from ..data import Data
 from .epilogue import Epilogue
-from .memory import CHUNK, TILE_ROW, Shared, chunk, commit_copies, copy_chunk, swizzled, wait_copies
+from .memory import CHUNK, TILE_ROW, Shared, chunk, commit_copies, swizzled, wait_copies
+from .overlap import overlapping
+from .rows import Rows
 from .tile import PARTS, THREADS, TILE_M, TILE_N, FmaTile, TensorCoreTile, Tile
+from .warpgroup import has_warpgroups
+from .warpgroup_matmul import TILES, WarpgroupTile, warpgroup_matmul_kernel
 
 comptime _CHUNKS = TILE_ROW // CHUNK
 comptime _ROWS_AT_ONCE = THREADS // _CHUNKS
 comptime _STEP_BYTES[T: Tile] = (T.M + TILE_N) * TILE_ROW
-
-
-@fieldwise_init
-struct Rows[dtype: DType](TrivialRegisterPassable):
-    """Overlapping or adjacent rows of an array; what lies outside the array is zero."""
-
-    var start: Data[Self.dtype]
-    var size: Int32
-    """Elements of the array, a multiple of a chunk."""
-    var stride: Int32
-    """Elements from one row to the next."""
-    var origin: Int32
-    """How many elements before the array row 0 starts."""
-    var depth: Int32
-    """Elements of a row."""
-
-    @always_inline
-    def end(self, k: Int32) -> UInt32:
-        """Where what exists of element k and its chunk ends: for all rows at once, 0 behind the last element."""
-        return UInt32(self.size) if k < self.depth else 0
-
-    @always_inline
-    def copy[shift: Int](self, row: Int32, k: Int32, end: UInt32, target: Shared[Self.dtype]):
-        """Starts to copy a chunk.
-
-        Parameters:
-            shift: See `copy_chunk`.
-
-        Args:
-            row: Row, may lie outside.
-            k: First element in the row.
-            end: What `end` gave for k.
-            target: Where the chunk goes.
-        """
-        var at = row * self.stride - self.origin + k
-        copy_chunk[shift](self.start.unsafe_offset(Int(at)), target, UInt32(at) < end)
 
 
 @always_inline
@@ -243,6 +214,42 @@ struct _Product[dtype: DType, apply_gelu: Bool, add_residual: Bool]:
         """How many tiles there are."""
         return ceildiv(self.columns, TILE_N) * ceildiv(self.rows, T.M) * self.batch
 
+    def launch_warpgroups(self, ctx: DeviceContext) raises:
+        """Launches the product with the tile for warpgroups that should take least time."""
+        var multiprocessors = ctx.get_attribute(DeviceAttribute.MULTIPROCESSOR_COUNT)
+        var steps = ceildiv(self.depth * size_of[Self.dtype](), TILE_ROW)
+        var best = 0
+        var least = Int.MAX
+        comptime for i in range(len(TILES)):
+            comptime tile = TILES[i]
+            var time = tile.nanoseconds(tile.blocks(self.batch, self.rows, self.columns), steps, multiprocessors)
+            if time < least:
+                best, least = i, time
+        comptime for i in range(len(TILES)):
+            if i == best:
+                self.launch_warpgroups[TILES[i]](ctx)
+
+    def launch_warpgroups[tile: WarpgroupTile](self, ctx: DeviceContext) raises:
+        """Launches the product with a tile for warpgroups."""
+        ctx.enqueue_function[warpgroup_matmul_kernel[Self.dtype, tile, Self.apply_gelu, Self.add_residual]](
+            self.output,
+            self.x,
+            self.weight,
+            self.bias,
+            self.residual,
+            Int32(self.x_size),
+            Int32(self.stride),
+            Int32(self.origin),
+            Int32(self.rows),
+            Int32(self.columns),
+            Int32(self.depth),
+            grid_dim=(ceildiv(self.columns, tile.columns), ceildiv(self.rows, tile.rows()), self.batch),
+            block_dim=tile.threads(),
+            shared_mem_bytes=tile.bytes(),
+            func_attribute=FuncAttribute.MAX_DYNAMIC_SHARED_SIZE_BYTES(UInt32(tile.bytes())),
+            attributes=overlapping(),
+        )
+
     def launch[T: Tile](self, ctx: DeviceContext) raises:
         """Launches the product with one of the tiles."""
         comptime BYTES = T.GROUPS * T.STAGES * _STEP_BYTES[T]
@@ -305,7 +312,9 @@ def multiply[
     var product = _Product[dtype, apply_gelu, add_residual](
         output, x, weight, bias, residual, batch, x_size, stride, origin, rows, columns, depth
     )
-    comptime if DeviceContext.default_device_info.api == "cuda" and dtype.is_half_float():
+    comptime if has_warpgroups() and dtype.is_half_float():
+        product.launch_warpgroups(ctx)
+    elif DeviceContext.default_device_info.api == "cuda" and dtype.is_half_float():
         comptime stages = 3 if DeviceContext.default_device_info.shared_memory_per_multiprocessor >= 128 << 10 else 2
         comptime Shared = TensorCoreTile[dtype, groups=2, stages=stages]
         if product.blocks[Shared]() <= ctx.get_attribute(DeviceAttribute.MULTIPROCESSOR_COUNT):

@@ -1,4 +1,4 @@
-"""The product of two tiles in shared memory: the one place where GPUs differ.
+"""The product of two tiles in shared memory, where GPUs differ; Hopper has tiles of its own (`warpgroup_matmul.mojo`).
 
     sums (128, 64) += A (128, STEP) @ B (64, STEP)^T         STEP: 128 bytes, 64 float16 or 32 float32
 
@@ -207,7 +207,7 @@ struct TensorCoreTile[type: DType, groups: Int, stages: Int](Tile):
         var bias = epilogue.load_bias(column)
         comptime for i in range(Self.DOWN):
             comptime for half in range(2):
-                var y = type_of(bias)(0)
+                var y = epilogue.Chunk(0)
                 comptime for j in range(Self.ACROSS):
                     comptime for h in range(2):
                         y[2 * j + h] = self.sums[i * Self.ACROSS + j][2 * half + h]

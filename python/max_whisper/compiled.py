@@ -75,7 +75,7 @@ def _identity(dims: ModelDimensions, device: str, dtype: str, architecture: str 
 
     return {
         "max": __version__,
-        "sources": _sources(),
+        "sources": sources(),
         "dims": asdict(dims),
         "dtype": dtype,
         "device": device,
@@ -85,7 +85,7 @@ def _identity(dims: ModelDimensions, device: str, dtype: str, architecture: str 
 
 
 @cache
-def _sources() -> str:
+def sources() -> str:
     """Digest of all that graphs are made of: kernels, graph builders, and the layout of weights."""
     here = Path(__file__).parent
     files = [*(here / "kernels").rglob("*.mojo"), *(here / "graphs").rglob("*.py")]

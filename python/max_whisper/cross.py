@@ -36,22 +36,35 @@ def compile_elsewhere(dims: ModelDimensions, dtype: str, architecture: str, path
         )
 
 
-def main(architecture: str, dtype: str, path: str, dims: str) -> None:
-    """Compiles in this process."""
+def use_virtual_device(architecture: str) -> None:
+    """Makes a GPU that is not there the only one of this process, for compilers alone. MAX must not have looked yet."""
     from max import driver
-
-    from max_whisper import compiled
 
     driver.set_virtual_device_api("cuda" if architecture.startswith("sm_") else "hip")
     driver.set_virtual_device_target_arch(architecture)
     driver.set_virtual_device_count(1)
+
+
+def leave() -> None:
+    """Ends a process that had a virtual device.
+
+    MAX 26.7 leaves threads of the device behind, and now and then aborts the process over them when it ends, after the work
+    is done. What fails before has raised.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def main(architecture: str, dtype: str, path: str, dims: str) -> None:
+    """Compiles in this process."""
+    use_virtual_device(architecture)
+
+    from max_whisper import compiled
+
     compiled.compile_graphs(ModelDimensions(**json.loads(dims)), "gpu", dtype, Path(path))
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    # MAX 26.7 leaves threads of a virtual device behind, and now and then aborts the process over them when it ends, after
-    # the work is done. What fails before has raised.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    leave()

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 
 from tests.phantom import scheduler
+from tests.phantom.architecture import CURRENT
 from tests.phantom.block_races import BlockRaces, order_blocks
 from tests.phantom.counters import Counters
 from tests.phantom.errors import PhantomError, UnsupportedError
@@ -16,8 +17,8 @@ from tests.phantom.opcodes import CONTROL, EXECUTE
 from tests.phantom.ptx import Kernel, parse
 
 MOST_THREADS = 1024
-MOST_SHARED = 163 * 1024
-"""Shared memory of a block on sm_80, dynamic included; without asking for more, 48 KiB."""
+MOST_SHARED = CURRENT.most_shared
+"""Shared memory of a block, dynamic included; without asking for more, 48 KiB."""
 
 THREADS_TOGETHER = 8192
 """Threads that run in lockstep: enough to make NumPy's overhead small, few enough to stay in the cache."""

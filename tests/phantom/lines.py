@@ -52,7 +52,7 @@ def build(program: Path, into: Path) -> None:
     graph = program.with_suffix(".mo.mlir").read_text()
     packages = {Path(path).parent for path in re.findall(r'"([^"]*\.mojoc)"', graph)}
     with tempfile.TemporaryDirectory(dir=into) as work:
-        options = ["-g1", "--emit", "asm", "--target-accelerator", "sm_80", "-o", str(Path(work) / "host.s")]
+        options = ["-g1", "--emit", "asm", "--target-accelerator", CURRENT.name, "-o", str(Path(work) / "host.s")]
         options += [option for package in sorted(packages) for option in ("-I", str(package))]
         mojo = str(Path(sys.executable).with_name("mojo"))
         result = subprocess.run([mojo, "build", *options, str(program)], capture_output=True, text=True, check=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import IntEnum
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,6 +31,9 @@ from tests.phantom.ptx import Instruction, Kernel, vector
 from tests.phantom.registers import Registers
 from tests.phantom.shared_memory import SharedMemory
 from tests.phantom.types import TYPES, UNSIGNED
+
+if TYPE_CHECKING:
+    from tests.phantom.opcodes.warpgroup import Warpgroups
 
 WARP = 32
 MOST_STEPS = 20_000_000
@@ -106,6 +110,7 @@ class Machine:
         self.returns: dict[str, np.ndarray] = {}
         self.copies: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.copy_groups: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = []
+        self.warpgroups: Warpgroups | None = None
         self.mask: np.ndarray | None = None
         self.current: Instruction = kernel.instructions[0]
 
@@ -121,7 +126,8 @@ class Machine:
         return special
 
     def _set_up_shared(self, dynamic: int, check_races: bool, check_contents: bool) -> None:
-        fixed = -(-self.kernel.space_bytes("shared") // 16) * 16
+        alignment = self.kernel.dynamic_alignment
+        fixed = -(-self.kernel.space_bytes("shared") // alignment) * alignment
         size = fixed + -(-dynamic // 16) * 16 + (16 if check_contents else UNCHECKED)
         allowed = np.zeros(size, bool)
         for variable in self.kernel.variables.values():
@@ -132,7 +138,8 @@ class Machine:
         self.dynamic_offset = fixed
         sizes = {shared_bytes(at) for at in self.kernel.instructions}
         unit = min(sizes - {0}, default=16)
-        self.shared = SharedMemory(self.blocks, size, allowed, self.warp, unit, check_races, self._complain)
+        proxy = any(at.opcode == "wgmma" for at in self.kernel.instructions)
+        self.shared = SharedMemory(self.blocks, size, allowed, self.warp, unit, check_races, self._complain, proxy)
         self.shared.written |= not check_contents
 
     # --- operands ---------------------------------------------------------------------------------------------------

@@ -112,6 +112,7 @@ class Kernel:
     registers: dict[str, np.dtype] = field(default_factory=dict)
     variables: dict[str, Variable] = field(default_factory=dict)
     dynamic_shared: str | None = None
+    dynamic_alignment: int = 16
     labels: dict[str, int] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
     frames: dict[str, int] = field(default_factory=dict)
@@ -252,6 +253,7 @@ def _declare(kernel: Kernel, text: str) -> None:
     space = "global" if space == "const" else space
     if space == "shared" and brackets and not count:
         kernel.dynamic_shared = name
+        kernel.dynamic_alignment = max(kernel.dynamic_alignment, int(alignment or 1))
         return
     numbers = [int(value, 0) for value in (values or "").split(",") if value.strip()]
     size = TYPES[kind].itemsize * int(count or 1)

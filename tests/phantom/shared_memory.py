@@ -27,6 +27,7 @@ class SharedMemory:
         unit: Bytes that are remembered together; a power of two that divides every access.
         check_races: Whether to look for races.
         complain: Raises an error, with the threads at fault.
+        proxy: Whether tensor cores read it by themselves: they see what was written only when it was published.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class SharedMemory:
         unit: int,
         check_races: bool,
         complain: Complain,
+        proxy: bool = False,
     ) -> None:
         self.size, self.allowed, self._unit = size, allowed, unit
         self.bytes = np.full(blocks * size, 0xA5, np.uint8)
@@ -49,6 +51,7 @@ class SharedMemory:
         self._reader = np.full(blocks * size // unit, NOBODY, np.int32)
         self._reader_warp = np.full(blocks * size // unit, NOBODY, np.int32)
         self._read_epoch = np.zeros(blocks * size // unit, np.int32)
+        self._unpublished = np.full(blocks * size // unit, NOBODY, np.int32) if proxy else None
 
     def barrier(self, block: int) -> None:
         """All threads of a block have met: what they did before is ordered before what comes."""
@@ -91,8 +94,37 @@ class SharedMemory:
             if (self._writer.take(units) != threads[:, None]).any():
                 self._complain("shared-memory race: two threads write one byte at once", None)
             self._write_epoch[units] = self._epoch[warps][:, None]
+        if self._unpublished is not None:
+            self._unpublished[self._units(at, size)] = threads[:, None]
         elements(self.bytes, size)[at] = values
         set_true(self.written, size, at)
+
+    def publish(self, active: np.ndarray) -> None:
+        """What these threads wrote can be seen by tensor cores."""
+        if self._unpublished is not None:
+            mine = np.flatnonzero(self._unpublished != NOBODY)
+            self._unpublished[mine[active[self._unpublished[mine]]]] = NOBODY
+
+    def read_tile(self, at: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """What a tensor core reads: 16-bit numbers at offsets `at` (groups, rows, k) of the memory of blocks `slots`."""
+        if at.min() < 0 or at.max() + 2 > self.size or not self.allowed[at].all():
+            self._complain("tensor cores read shared memory out of bounds", None)
+        at = at + (slots * self.size)[:, None, None]
+        if not all_true(self.written.take(at)):
+            self._complain("tensor cores read shared memory that nobody wrote", None)
+        units = np.unique(at // self._unit)
+        if self._unpublished is not None and (self._unpublished[units] != NOBODY).any():
+            self._complain("tensor cores read what was not published to them: fence.proxy.async is missing", None)
+        if self._check:
+            if (self._writer[units] != NOBODY).any():
+                self._complain("shared-memory race: tensor cores read after a write, no barrier between", None)
+            self._reader[units] = self._reader_warp[units] = SEVERAL
+        return self.bytes.view(np.uint16)[at // 2]
+
+    def holds(self, at: np.ndarray, slots: np.ndarray, bits: np.ndarray) -> bool:
+        """Whether what `read_tile` gave still is there, and no copy to it is in flight."""
+        at = at + (slots * self.size)[:, None, None]
+        return bool(all_true(self.written.take(at)) and (self.bytes.view(np.uint16)[at // 2] == bits).all())
 
     def forget(self, at: np.ndarray, size: int) -> None:
         """The elements are about to be overwritten by copies in flight: until those have landed they hold nothing."""

@@ -2,6 +2,7 @@
 
 | body                     | for                               | queries of a block | threads of a block |
 | ------------------------ | --------------------------------- | ------------------ | ------------------ |
+| `flash_warpgroup.mojo`   | Hopper; float16, bfloat16         | 64                 | 128 or 256         |
 | `flash_tensor_core.mojo` | NVIDIA; float16, bfloat16         | 96                 | 192 or 384         |
 | `flash_simd.mojo`        | float32; AMD's processors so far  | 64                 | 128                |
 
@@ -12,27 +13,56 @@ from max.gpu import MAX_THREADS_PER_BLOCK_METADATA, block_idx
 from std.utils import StaticTuple
 
 from ...data import Data
+from ...gpu.overlap import start_next, wait_for_previous
+from ...gpu.warpgroup import GROUP, GROUP_M
 from ..cpu import HEAD
-from . import flash_simd, flash_tensor_core
+from . import flash_simd, flash_tensor_core, flash_warpgroup
 from .key_values import find_key_values
 
-comptime PLAIN = 0
-"""In place of a number of groups: the body of plain multiplications."""
 
-comptime QUERIES[groups: Int] = flash_simd.QUERIES if groups == PLAIN else flash_tensor_core.QUERIES
-"""Queries of a block."""
+@fieldwise_init
+struct Body(Equatable, TrivialRegisterPassable):
+    """Which body serves a launch, and in how many groups its threads take blocks of keys in turn."""
 
-comptime THREADS[groups: Int] = flash_simd.THREADS if groups == PLAIN else groups * flash_tensor_core.THREADS
-"""Threads of a block."""
+    var kind: Int
+    var groups: Int
+
+    comptime PLAIN = Self(0, 1)
+    comptime TENSOR_CORE[groups: Int] = Self(1, groups)
+    comptime WARPGROUP[groups: Int] = Self(2, groups)
+
+    def queries(self) -> Int:
+        """Queries of a block."""
+        if self.kind == 0:
+            return flash_simd.QUERIES
+        return flash_tensor_core.QUERIES if self.kind == 1 else GROUP_M
+
+    def threads(self) -> Int:
+        """Threads of a block."""
+        if self.kind == 0:
+            return flash_simd.THREADS
+        return self.groups * (flash_tensor_core.THREADS if self.kind == 1 else GROUP)
+
+    def shared_bytes(self) -> Int:
+        """Shared memory that a launch has to ask for."""
+        if self.kind == 0:
+            return 0
+        if self.kind == 1:
+            return self.groups * flash_tensor_core.GROUP_BYTES
+        return flash_warpgroup.QUERY_BYTES + self.groups * flash_warpgroup.GROUP_BYTES
+
+    def resident_threads(self) -> Int:
+        """Threads that a multiprocessor shall have registers for."""
+        if self.kind == 0:
+            return flash_simd.THREADS
+        return 2 * flash_tensor_core.THREADS if self.kind == 1 else 4 * GROUP
 
 
 @__llvm_metadata(
-    MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](
-        Int32(flash_simd.THREADS if groups == PLAIN else 2 * flash_tensor_core.THREADS)  # bounds their registers
-    )
+    MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(body.resident_threads()))  # bounds their registers
 )
 def flash_kernel[
-    dtype: DType, groups: Int
+    dtype: DType, body: Body
 ](
     output: Data[dtype],
     queries: Data[dtype],
@@ -52,7 +82,7 @@ def flash_kernel[
 
     Parameters:
         dtype: Of all operands.
-        groups: Groups of warps that take blocks of keys in turn, or PLAIN.
+        body: What computes it.
 
     Args:
         output: (B, T, H*64).
@@ -69,20 +99,27 @@ def flash_kernel[
         heads: H.
         length: T.
     """
+    comptime if body.kind == 2:
+        start_next()
+        wait_for_previous()
     var batch_row = Int32(block_idx.y) // heads
     var head = Int32(block_idx.y) - batch_row * heads
     var causal = stored < 0
     var source = find_key_values(batch_row, head, heads, keys, values, capacity, rows, row_stride, added, past, stored)
-    var first = Int32(block_idx.x) * Int32(QUERIES[groups])
-    var last = min(first + Int32(QUERIES[groups]), length)
+    var first = Int32(block_idx.x) * Int32(body.queries())
+    var last = min(first + Int32(body.queries()), length)
     var end = source.stored + last if causal else source.total
     var q = queries.unsafe_offset(Int(batch_row) * Int(length) * Int(query_stride) + Int(head) * HEAD)
     var o = output.unsafe_offset((Int(batch_row) * Int(length) * Int(heads) + Int(head)) * HEAD)
-    comptime if groups > PLAIN:
-        flash_tensor_core.attend[dtype, groups](
+    comptime if body.kind == 2:
+        flash_warpgroup.attend[dtype, body.groups](
+            o, heads * Int32(HEAD), q, query_stride, source, first, last, end, causal
+        )
+    elif body.kind == 1:
+        flash_tensor_core.attend[dtype, body.groups](
             o, heads * Int32(HEAD), q, query_stride, source, first, last, end, causal
         )
     else:
         flash_simd.attend(o, heads * Int32(HEAD), q, query_stride, source, first, last, end, causal)
     if causal:
-        source.append[THREADS[groups]](first, last)
+        source.append[body.threads()](first, last)

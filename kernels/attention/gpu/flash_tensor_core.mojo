@@ -49,29 +49,20 @@ arXiv:1805.02867.
 
 from max.gpu import barrier, thread_idx
 from max.gpu.memory import AddressSpace, external_memory
-from max.gpu.primitives import warp
-from std.math import exp2
-from std.memory import bitcast
-from std.sys import inlined_assembly
 
 from ...data import Data
 from ...gpu.memory import (
-    CHUNK,
     TILE_ROW,
     Shared,
-    chunk,
     commit_copies,
     copy_chunk,
-    store_chunk,
     swizzled,
     wait_copies,
 )
 from ...gpu.tensor_core import MMA_K, MMA_M, load_matrices, multiply_add
 from ..cpu import HEAD
-from .key_values import EXPONENT, LOWEST, KeyBlock, KeyValues
-
-comptime Two = SIMD[DType.float32, 2]
-comptime Four = SIMD[DType.float32, 4]
+from .fragments import GIVEN, Four, OnlineSoftmax, for_rows, hide, round_to
+from .key_values import KeyBlock, KeyValues
 
 comptime QUERIES = 96
 """Queries of a block."""
@@ -167,8 +158,7 @@ def attend[
         )
 
     var o = Array[Four, HEAD // 8](fill=0)
-    var maximum = Two(LOWEST)
-    var total = Two(0)
+    var softmax = OnlineSoftmax()
 
     # Lane l holds queries l/4 and l/4 + 8 of its warp's 16. Which key is the first that they do not see?
     var query = first + warp_row + lane // 4
@@ -197,34 +187,15 @@ def attend[
                 multiply_add(s[2 * n + 1], q[k], b.slice[2, offset=4](), b.slice[2, offset=6]())
 
         var block = source.block[KEYS](index, end)
-        if min(block.count, horizon - block.first) < Int32(KEYS):
-            var column = lane % 4 * 2
-            var seen = min(block.count, horizon - block.first) - column
-            var seen_by_next = min(block.count, horizon_of_next - block.first) - column
-            comptime for n in range(KEYS // 8):
-                comptime for e in range(2):
-                    if Int32(8 * n + e) >= seen:
-                        s[n][e] = LOWEST
-                    if Int32(8 * n + e) >= seen_by_next:
-                        s[n][2 + e] = LOWEST
-
-        var new = maximum
-        comptime for n in range(KEYS // 8):
-            new = max(new, max(s[n].deinterleave()[0], s[n].deinterleave()[1]))
-        comptime for distance in [1, 2]:
-            new = max(new, _from_lane(new, distance))
-        var correction = exp2((maximum - new) * EXPONENT)
-        maximum = new
-        var shift = _for_rows(new * -EXPONENT)
-        total *= correction
-        comptime for n in range(KEYS // 8):
-            s[n] = exp2(s[n].fma(Four(EXPONENT), shift))
-            total += s[n].deinterleave()[0] + s[n].deinterleave()[1]
+        var seen = min(block.count, horizon - block.first)
+        if seen < Int32(KEYS):
+            hide(s, seen, min(block.count, horizon_of_next - block.first), lane)
+        var correction = softmax.follow(s)
         comptime for n in range(HEAD // 8):
-            o[n] *= _for_rows(correction)
+            o[n] *= for_rows(correction)
 
         comptime for k in range(KEYS // MMA_K):
-            var p = _round[dtype](s[2 * k]).join(_round[dtype](s[2 * k + 1]))
+            var p = round_to[dtype](s[2 * k]).join(round_to[dtype](s[2 * k + 1]))
             comptime for n in range(HEAD // 16):
                 var b = load_matrices[transpose=True](
                     stage.unsafe_offset(rows_first ^ Int32(n * MMA_K)).unsafe_offset(Int32(TILE) + Int32(k) * PASS)
@@ -234,46 +205,15 @@ def attend[
 
     comptime if groups > 1:
         barrier()  # Nobody reads keys any more: the first group takes over what the others have, through shared memory.
-        comptime LINE = 4 * THREADS
-        comptime SIZE = (1 + HEAD // 8) * LINE
         var places = memory.unsafe_bitcast[Float32]().unsafe_offset(4 * thread)
         if group > 0:
-            var place = places.unsafe_offset((group - 1) * Int32(SIZE))
-            place.unsafe_store[alignment=CHUNK](0, maximum.join(total))
-            comptime for n in range(HEAD // 8):
-                place.unsafe_store[alignment=CHUNK]((1 + n) * LINE, o[n])
+            softmax.give[THREADS](o, places.unsafe_offset((group - 1) * Int32(GIVEN[THREADS])))
         barrier()
         if group > 0:
             return
         comptime for other in range(groups - 1):
-            var place = places.unsafe_offset(other * SIZE)
-            var theirs = place.unsafe_load[width=4, alignment=CHUNK](0)
-            var new = max(maximum, theirs.slice[2]())
-            var own_factor = exp2((maximum - new) * EXPONENT)
-            var their_factor = exp2((theirs.slice[2]() - new) * EXPONENT)
-            maximum = new
-            total = total * own_factor + theirs.slice[2, offset=2]() * their_factor
-            comptime for n in range(HEAD // 8):
-                var part = place.unsafe_load[width=4, alignment=CHUNK]((1 + n) * LINE)
-                o[n] = o[n] * _for_rows(own_factor) + part * _for_rows(their_factor)
-
-    comptime for distance in [1, 2]:
-        total += _from_lane(total, distance)
-    var inverse = _for_rows(1 / total)
-    comptime for half in range(2):
-        var upper = SIMD[DType.uint32, 4](0)
-        var lower = SIMD[DType.uint32, 4](0)
-        comptime for n in range(4):
-            var pairs = bitcast[DType.uint32, 2](_round[dtype](o[4 * half + n] * inverse))
-            upper[n] = pairs[0]
-            lower[n] = pairs[1]
-        var column = Int32(32 * half) + lane % 4 * 8
-        upper = _transpose(upper, lane % 4)
-        lower = _transpose(lower, lane % 4)
-        if query < last:
-            store_chunk(output, Int(query * output_stride + column), bitcast[dtype, chunk[dtype]()](upper))
-        if query + 8 < last:
-            store_chunk(output, Int((query + 8) * output_stride + column), bitcast[dtype, chunk[dtype]()](lower))
+            softmax.take[THREADS](o, places.unsafe_offset(other * GIVEN[THREADS]))
+    softmax.store(o, output, output_stride, query, last, lane)
 
 
 @always_inline
@@ -285,48 +225,3 @@ def _copy_block[dtype: DType](target: Shared[dtype], block: KeyBlock[dtype], row
         var valid = number < block.count
         copy_chunk[i * 16 * TILE_ROW](block.keys.unsafe_offset(at), target, valid)
         copy_chunk[TILE * 2 + i * 16 * TILE_ROW](block.values.unsafe_offset(at), target, valid)
-
-
-@always_inline
-def _from_lane(x: Two, distance: Int) -> Two:
-    """The numbers of the lane whose number differs in one bit."""
-    return Two(warp.shuffle_xor(x[0], UInt32(distance)), warp.shuffle_xor(x[1], UInt32(distance)))
-
-
-@always_inline
-def _for_rows(x: Two) -> Four:
-    """One number per query, for each element of an accumulator: two of the first query, two of the second."""
-    return Four(x[0], x[0], x[1], x[1])
-
-
-@always_inline
-def _round[dtype: DType](x: Four) -> SIMD[dtype, 4]:
-    """An accumulator in 16 bits. LLVM would convert numbers one by one."""
-    comptime convert = "cvt.rn." + ("bf16x2" if dtype == DType.bfloat16 else "f16x2") + ".f32 $0, $1, $2;"
-    var first = inlined_assembly[convert, UInt32, constraints="=r,f,f", has_side_effect=False](x[1], x[0])
-    var second = inlined_assembly[convert, UInt32, constraints="=r,f,f", has_side_effect=False](x[3], x[2])
-    return bitcast[dtype, 4](SIMD[DType.uint32, 2](first, second))
-
-
-@always_inline
-def _transpose(x: SIMD[DType.uint32, 4], lane: Int32) -> SIMD[DType.uint32, 4]:
-    """Transposes the 4 x 4 pairs that 4 lanes hold: lane t has pair t of four times 8 columns and gets all pairs of the
-    t-th 8, 16 bytes that lie together.
-
-    Args:
-        x: This lane's pairs.
-        lane: Number of the lane among the four.
-    """
-    var y = x
-    comptime for distance in [1, 2]:
-        var keeps_upper = lane & Int32(distance) != 0
-        comptime for i in range(2):
-            comptime low = 2 * i if distance == 1 else i
-            comptime high = low + distance
-            var given = y[low] if keeps_upper else y[high]
-            var got = warp.shuffle_xor(given, UInt32(distance))
-            if keeps_upper:
-                y[low] = got
-            else:
-                y[high] = got
-    return y

@@ -1,14 +1,15 @@
 """Launches of the attention kernels: which kernel serves which shape."""
 
 from max.gpu.host import DeviceAttribute, DeviceContext, FuncAttribute
+from max.gpu.host.launch_attribute import LaunchAttribute
 from std.math import ceildiv
 
 from ...data import Data, require
 from ...gpu.memory import CHUNK, chunk
 from ...gpu.overlap import overlapping
+from ...gpu.warpgroup import has_warpgroups
 from ..cpu import HEAD
-from . import flash_tensor_core
-from .flash import PLAIN, QUERIES, THREADS, flash_kernel
+from .flash import Body, flash_kernel
 from .heads import PACK_THREADS, pack_heads_kernel
 from .split import SPLIT_THREADS, combine_kernel, split_kernel
 
@@ -84,18 +85,22 @@ struct AttentionOnGPU[dtype: DType]:
 
     def _enqueue_flash(self, ctx: DeviceContext) raises:
         comptime if DeviceContext.default_device_info.api == "cuda" and Self.dtype.is_half_float():
-            var blocks = ceildiv(self.length, QUERIES[1]) * self.batch * self.heads
-            if blocks <= ctx.get_attribute(DeviceAttribute.MULTIPROCESSOR_COUNT):
-                self._launch_flash[2](ctx)
+            comptime many = Body.WARPGROUP[1] if has_warpgroups() else Body.TENSOR_CORE[1]
+            comptime few = Body.WARPGROUP[2] if has_warpgroups() else Body.TENSOR_CORE[2]
+            # Warpgroups have smaller blocks: a window of tiny.en has 144 for 132 multiprocessors.
+            comptime crowded = 2 if has_warpgroups() else 1
+            var blocks = ceildiv(self.length, many.queries()) * self.batch * self.heads
+            if blocks <= crowded * ctx.get_attribute(DeviceAttribute.MULTIPROCESSOR_COUNT):
+                self._launch_flash[few](ctx)
             else:
-                self._launch_flash[1](ctx)
+                self._launch_flash[many](ctx)
         else:
-            self._launch_flash[PLAIN](ctx)
+            self._launch_flash[Body.PLAIN](ctx)
 
-    def _launch_flash[groups: Int](self, ctx: DeviceContext) raises:
-        comptime BYTES = groups * flash_tensor_core.GROUP_BYTES
+    def _launch_flash[body: Body](self, ctx: DeviceContext) raises:
+        comptime BYTES = body.shared_bytes()
         var past = self.past.or_else(self.output.unsafe_bitcast[Int32]())
-        ctx.enqueue_function[flash_kernel[Self.dtype, groups]](
+        ctx.enqueue_function[flash_kernel[Self.dtype, body]](
             self.output,
             self.queries,
             Int32(self.query_stride),
@@ -109,10 +114,11 @@ struct AttentionOnGPU[dtype: DType]:
             FROM_PAST if self.past else Int32(self.capacity),
             Int32(self.heads),
             Int32(self.length),
-            grid_dim=(ceildiv(self.length, QUERIES[groups]), self.batch * self.heads),
-            block_dim=THREADS[groups],
+            grid_dim=(ceildiv(self.length, body.queries()), self.batch * self.heads),
+            block_dim=body.threads(),
             shared_mem_bytes=BYTES,
             func_attribute=FuncAttribute.MAX_DYNAMIC_SHARED_SIZE_BYTES(UInt32(BYTES)),
+            attributes=overlapping() if body.kind == 2 else List[LaunchAttribute](),
         )
 
     def _enqueue_split(self, ctx: DeviceContext) raises:

@@ -1,4 +1,4 @@
-"""CUDA's driver functions, as far as MAX's runtime calls them: one GPU of compute capability 8.0.
+"""CUDA's driver functions, as far as MAX's runtime calls them: one GPU.
 
 Everything happens at once and in order, so streams and events have nothing to do. Functions are named as in the driver and
 found by their names; those that are not here succeed and do nothing. A kernel's fault ends its launch with an error code;
@@ -13,6 +13,7 @@ from itertools import count
 import numpy as np
 
 from tests.phantom import lines
+from tests.phantom.architecture import CURRENT
 from tests.phantom.counters import Counters
 from tests.phantom.driver.graphs import Graphs
 from tests.phantom.errors import PhantomError
@@ -22,7 +23,7 @@ from tests.phantom.ptx import Kernel
 
 Grid = tuple[int, int, int]
 
-NAME = b"Phantom GPU (sm_80)"
+NAME = f"Phantom GPU ({CURRENT.name})".encode()
 PCI_ADDRESS = b"0000:01:00.0"
 OUT_OF_MEMORY, NOT_FOUND, LAUNCH_FAILED = 2, 500, 719
 
@@ -33,36 +34,7 @@ TOTAL, GRANULARITY = 1 << 30, 2 << 20
 """The GPU's memory, and the unit in which it is mapped. What is allocated while a graph is captured, and from then on, lies
 in one range of TOTAL addresses: buffers in it have no bounds of their own."""
 
-ATTRIBUTES = {
-    1: 1024,  # threads of a block
-    2: 1024,  # ... in x
-    3: 1024,
-    4: 64,
-    5: 2**31 - 1,  # blocks of a grid in x
-    6: 65535,
-    7: 65535,
-    8: 48 << 10,  # shared memory of a block
-    9: 64 << 10,  # constant memory
-    10: 32,  # lanes of a warp
-    12: 65536,  # registers of a block
-    13: 1_410_000,  # clock, kHz
-    16: 108,  # multiprocessors
-    31: 1,  # concurrent kernels
-    36: 1_215_000,  # memory clock, kHz
-    37: 5120,  # memory bus, bits
-    38: 40 << 20,  # L2
-    39: 2048,  # threads of a multiprocessor
-    41: 1,  # unified addresses
-    75: 8,  # compute capability
-    76: 0,
-    81: 164 << 10,  # shared memory of a multiprocessor
-    82: 65536,  # its registers
-    90: 1,
-    95: 1,
-    97: 163 << 10,  # shared memory that a block may ask for
-    106: 32,  # blocks of a multiprocessor
-}
-"""Device attributes of an A100, by their numbers in the driver's header; the others are 0."""
+ATTRIBUTES = CURRENT.attributes()
 
 
 def _set(pointer: int, value: int, kind: type = ctypes.c_uint64) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tests.phantom.machine import Machine
-from tests.phantom.opcodes import arithmetic, bits, movement, tensor_core, warp
+from tests.phantom.opcodes import arithmetic, bits, movement, tensor_core, warp, warpgroup
 from tests.phantom.ptx import Instruction
 
 Execute = Callable[[Machine, Instruction], None]
@@ -21,6 +21,12 @@ def _nothing(machine: Machine, instruction: Instruction) -> None:
     """Memory order and hints: threads here run in lockstep and memory is one."""
 
 
+def _fence(machine: Machine, instruction: Instruction) -> None:
+    """fence: `fence.proxy.async` lets tensor cores see what a thread wrote to shared memory; others as `membar`."""
+    if instruction.parts[1] == "proxy":
+        machine.shared.publish(machine.active())
+
+
 def _trap(machine: Machine, instruction: Instruction) -> None:
     """trap: what a failed assertion and `abort` end in."""
     if machine.active().any():
@@ -33,8 +39,10 @@ EXECUTE: dict[str, Execute] = {
     **movement.EXECUTE,
     **warp.EXECUTE,
     **tensor_core.EXECUTE,
+    **warpgroup.EXECUTE,
+    "fence": _fence,
     "trap": _trap,
-    **dict.fromkeys(("membar", "fence", "nanosleep", "prefetch", "griddepcontrol", "discard"), _nothing),
+    **dict.fromkeys(("membar", "nanosleep", "prefetch", "griddepcontrol", "discard"), _nothing),
 }
 """What each opcode does; branches, returns and barriers of blocks are the scheduler's."""
 
