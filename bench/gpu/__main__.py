@@ -29,7 +29,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--only", default="", help="functions whose name has this in it; nothing is written")
     parser.add_argument("--model", action="store_true", help="write docs/gpu.md without counting: the model alone")
-    parser.add_argument("--recording", type=Path, help="what a real GPU transcribes (the longest that the tests know)")
+    parser.add_argument(
+        "--recording", type=Path, help="what a real GPU transcribes, in place of those that the tests know"
+    )
     parser.add_argument("--target", metavar="sm_90", help="compile for this GPU, and no more")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="cache to compile into, with --target")
     options = parser.parse_args()

@@ -19,7 +19,7 @@ from bench.gpu.peaks import INTAKE, ISSUE, MMA, Gpu
 from bench.gpu.work import HEAD, Launch
 
 LAUNCH = 1.5e-6
-"""Seconds of a launch that does nothing, in a captured graph on an H200 (docs/gpu_measured.md)."""
+"""Seconds of a launch that does nothing, in a captured graph on an H200."""
 
 STEP = 95e-6
 """Seconds around a step, measured on an H200's host: copies of arguments and results, and Python."""

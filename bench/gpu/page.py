@@ -238,8 +238,10 @@ What the kernels' headers say, over what was counted. They carry the counts from
 
 {(model.__doc__ or "").partition(chr(10) * 2)[2].rstrip()}
 
-LAUNCH is {1e6 * model.LAUNCH:.1f} us, as [measured on an H200](gpu_measured.md). An H100's tensor cores reach the published
-rate with instructions that sm_80 does not have; with `mma` it is less.
+LAUNCH is {1e6 * model.LAUNCH:.1f} us, measured on an H200. The counts, and the model, are of kernels for sm_80.
+An H100's tensor cores reach the published rate with instructions that sm_80 does not have: there, products and attention
+of many rows have kernels of their own in 16 bits, whose tiles are larger (`kernels/gpu/warpgroup_matmul.mojo`,
+`kernels/attention/gpu/flash_warpgroup.mojo`). What those take was measured.
 
 {_peaks()}
 

@@ -67,6 +67,8 @@ def count(prepared: Prepared, phantom: Driver) -> tuple[list[np.ndarray], list[C
     Raises:
         RuntimeError: The phantom found a fault, or lacks what the kernel needs.
     """
+    if isinstance(prepared.model, str):
+        raise RuntimeError(prepared.model)
     phantom.options = Options(check_races=False, check_shared=False)
     phantom.launches.clear()
     phantom.faults.clear()

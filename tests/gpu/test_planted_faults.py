@@ -11,6 +11,7 @@ import pytest
 from max_whisper import ops
 from tests.kernels import references as cpu_references
 from tests.phantom import install
+from tests.phantom.architecture import CURRENT, H100
 from tests.phantom.ptx import Instruction, Kernel
 
 from . import (
@@ -141,7 +142,34 @@ FAULTS = {
     "greedy": [no_barrier, no_wait, swapped_fragments, near_lane, bound_too_far, one_block],
 }
 
+
+def no_publication(at: Instruction) -> Instruction:
+    return nothing(at) if at.opcode == "fence" and at.has("proxy") else at
+
+
+def no_products_awaited(at: Instruction) -> Instruction:
+    return nothing(at) if at.opcode == "wgmma" and at.has("wait_group") else at
+
+
+def another_transposition(at: Instruction) -> Instruction:
+    """What tensor cores read by rows they read by columns, and the other way round."""
+    if at.opcode != "wgmma" or not at.has("mma_async"):
+        return at
+    return replace(at, operands=[*at.operands[:-1], str(1 - int(at.operands[-1]))])
+
+
+WARPGROUPS = [no_barrier, no_wait, no_publication, no_products_awaited, another_transposition, bound_too_far, one_block]
+
+if CURRENT is H100:
+    FAULTS = {
+        "linear, many rows": [*WARPGROUPS, narrow_store],
+        "convolution": [*WARPGROUPS, narrow_store],
+        "attention, many queries": [*WARPGROUPS, near_lane],
+    }
+    RUNS = {name: RUNS[name] for name in FAULTS}
+
 SAYS = {no_barrier: "race|nobody wrote", no_wait: "race|nobody wrote", one_block: "race between blocks"}
+SAYS |= {no_publication: "not published"}
 """What the phantom calls a fault, where it does not depend on the numbers whether they come out wrong."""
 
 

@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.phantom.architecture import CURRENT
+
 folder: Path | None = None
 """Where kernels with lines are kept, if they were asked for; set by `install`."""
 

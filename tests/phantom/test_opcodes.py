@@ -406,8 +406,8 @@ def test_tf32_rounding():
 
 
 def test_an_unknown_instruction_is_named():
-    text = ".version 8.0\n.target sm_90a\n.visible .entry k()\n{\n wgmma.fence.sync.aligned;\n ret;\n}"
-    with pytest.raises(UnsupportedError, match="k: instructions not supported: wgmma"):
+    text = ".version 8.6\n.target sm_100a\n.visible .entry k()\n{\n tcgen05.wait::ld.sync.aligned;\n ret;\n}"
+    with pytest.raises(UnsupportedError, match="k: instructions not supported: tcgen05"):
         load_kernel(text)
 
 

@@ -20,6 +20,11 @@ from . import flash_simd, flash_tensor_core, flash_warpgroup
 from .key_values import find_key_values
 
 
+comptime _PLAIN = 0
+comptime _TENSOR_CORE = 1
+comptime _WARPGROUP = 2
+
+
 @fieldwise_init
 struct Body(Equatable, TrivialRegisterPassable):
     """Which body serves a launch, and in how many groups its threads take blocks of keys in turn."""
@@ -27,35 +32,39 @@ struct Body(Equatable, TrivialRegisterPassable):
     var kind: Int
     var groups: Int
 
-    comptime PLAIN = Self(0, 1)
-    comptime TENSOR_CORE[groups: Int] = Self(1, groups)
-    comptime WARPGROUP[groups: Int] = Self(2, groups)
+    comptime PLAIN = Self(_PLAIN, 1)
+    comptime TENSOR_CORE[groups: Int] = Self(_TENSOR_CORE, groups)
+    comptime WARPGROUP[groups: Int] = Self(_WARPGROUP, groups)
+
+    def overlaps(self) -> Bool:
+        """Whether its launches begin while the one before ends (`../../gpu/overlap.mojo`)."""
+        return self.kind == _WARPGROUP
 
     def queries(self) -> Int:
         """Queries of a block."""
-        if self.kind == 0:
+        if self.kind == _PLAIN:
             return flash_simd.QUERIES
-        return flash_tensor_core.QUERIES if self.kind == 1 else GROUP_M
+        return flash_tensor_core.QUERIES if self.kind == _TENSOR_CORE else GROUP_M
 
     def threads(self) -> Int:
         """Threads of a block."""
-        if self.kind == 0:
+        if self.kind == _PLAIN:
             return flash_simd.THREADS
-        return self.groups * (flash_tensor_core.THREADS if self.kind == 1 else GROUP)
+        return self.groups * (flash_tensor_core.THREADS if self.kind == _TENSOR_CORE else GROUP)
 
     def shared_bytes(self) -> Int:
         """Shared memory that a launch has to ask for."""
-        if self.kind == 0:
+        if self.kind == _PLAIN:
             return 0
-        if self.kind == 1:
+        if self.kind == _TENSOR_CORE:
             return self.groups * flash_tensor_core.GROUP_BYTES
         return flash_warpgroup.QUERY_BYTES + self.groups * flash_warpgroup.GROUP_BYTES
 
     def resident_threads(self) -> Int:
         """Threads that a multiprocessor shall have registers for."""
-        if self.kind == 0:
+        if self.kind == _PLAIN:
             return flash_simd.THREADS
-        return 2 * flash_tensor_core.THREADS if self.kind == 1 else 4 * GROUP
+        return 2 * flash_tensor_core.THREADS if self.kind == _TENSOR_CORE else 4 * GROUP
 
 
 @__llvm_metadata(
@@ -99,7 +108,7 @@ def flash_kernel[
         heads: H.
         length: T.
     """
-    comptime if body.kind == 2:
+    comptime if body.overlaps():
         start_next()
         wait_for_previous()
     var batch_row = Int32(block_idx.y) // heads
@@ -111,11 +120,11 @@ def flash_kernel[
     var end = source.stored + last if causal else source.total
     var q = queries.unsafe_offset(Int(batch_row) * Int(length) * Int(query_stride) + Int(head) * HEAD)
     var o = output.unsafe_offset((Int(batch_row) * Int(length) * Int(heads) + Int(head)) * HEAD)
-    comptime if body.kind == 2:
+    comptime if body.kind == _WARPGROUP:
         flash_warpgroup.attend[dtype, body.groups](
             o, heads * Int32(HEAD), q, query_stride, source, first, last, end, causal
         )
-    elif body.kind == 1:
+    elif body.kind == _TENSOR_CORE:
         flash_tensor_core.attend[dtype, body.groups](
             o, heads * Int32(HEAD), q, query_stride, source, first, last, end, causal
         )

@@ -118,7 +118,7 @@ struct AttentionOnGPU[dtype: DType]:
             block_dim=body.threads(),
             shared_mem_bytes=BYTES,
             func_attribute=FuncAttribute.MAX_DYNAMIC_SHARED_SIZE_BYTES(UInt32(BYTES)),
-            attributes=overlapping() if body.kind == 2 else List[LaunchAttribute](),
+            attributes=overlapping() if body.overlaps() else List[LaunchAttribute](),
         )
 
     def _enqueue_split(self, ctx: DeviceContext) raises:

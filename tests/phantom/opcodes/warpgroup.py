@@ -5,8 +5,8 @@ A warpgroup, four warps, multiplies 64 x 16 by 16 x N and does not wait. Thread 
     D  register 4j + i: row 16 (t / 32) + t % 32 / 4 + 8 (i / 2), column 8j + 2 (t % 4) + i % 2
     A  register i: row likewise + 8 (i % 2), columns 2 (t % 4) and the next, + 8 (i / 2)
 
-Here the operands are read when a product starts, and when it is awaited they must still be what they were; sums arrive at the
-wait. So sums that are read too early are the old ones, and a stage that is overwritten too early is found.
+Here the operands are read when a product starts, and when it is awaited they must still be what they were; sums arrive at
+the wait. So sums that are read too early are the old ones, and a stage that is overwritten too early is found.
 """
 
 from dataclasses import dataclass, field
@@ -88,7 +88,12 @@ def execute(machine: Machine, instruction: Instruction) -> None:
 
 def _start(machine: Machine, instruction: Instruction, groups: np.ndarray, sequence: np.ndarray) -> Product:
     shape, types = instruction.parts[4], instruction.types()
-    if not shape.startswith("m64n") or not shape.endswith("k16") or types[0] != "f32" or types[1] not in ("f16", "bf16"):
+    if (
+        not shape.startswith("m64n")
+        or not shape.endswith("k16")
+        or types[0] != "f32"
+        or types[1] not in ("f16", "bf16")
+    ):
         raise UnsupportedError(f"not supported: {instruction.text}")
     columns, kind = int(shape[4:-3]), types[1]
     d, a, b, keeps, *scales = instruction.operands
@@ -111,7 +116,9 @@ def _start(machine: Machine, instruction: Instruction, groups: np.ndarray, seque
     return Product(groups, sequence, vector(d), left @ right.transpose(0, 2, 1), operands, bool(added[0, 0]))
 
 
-def _read(machine: Machine, operand: str, groups: np.ndarray, rows: int, *, transposed: bool) -> tuple[np.ndarray, np.ndarray]:
+def _read(
+    machine: Machine, operand: str, groups: np.ndarray, rows: int, *, transposed: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """A matrix that a descriptor names, (groups, rows, 16): where its elements lie in shared memory, and their bits."""
     threads = machine.each(operand, "b64").view(np.uint64).reshape(-1, GROUP)[groups]
     if (threads != threads[:, :1]).any():
@@ -156,7 +163,9 @@ def _wait(machine: Machine, state: Warpgroups, groups: np.ndarray, in_flight: in
             for at, bits in product.operands:
                 slots = machine.block_slot[product.groups[here] * GROUP]
                 if not machine.shared.holds(at[here], slots, bits[here]):
-                    raise machine.fault("shared memory changed, or a copy to it began, while tensor cores were reading it")
+                    raise machine.fault(
+                        "shared memory changed, or a copy to it began, while tensor cores were reading it"
+                    )
             _add(machine, product, here)
             product.groups, product.sequence = product.groups[~here], product.sequence[~here]
             product.part = product.part[~here]
