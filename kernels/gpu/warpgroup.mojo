@@ -35,7 +35,8 @@ from .memory import Shared
 
 def has_warpgroups() -> Bool:
     """Whether kernels are compiled for a GPU that has these tensor cores: Hopper alone, later ones have others."""
-    return DeviceContext.default_device_info.compute == 9.0
+    comptime gpu = DeviceContext.default_device_info
+    return gpu.api == "cuda" and gpu.compute == 9.0
 
 
 comptime GROUP = 128
