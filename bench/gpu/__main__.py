@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tests.phantom import install
 
-from max_whisper import cross
+from max_whisper import cross, target
 from max_whisper.cache import CACHE_VARIABLE, cache_dir
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument(
         "--recording", type=Path, help="what a real GPU transcribes, in place of those that the tests know"
     )
-    parser.add_argument("--target", metavar="sm_90", help="compile for this GPU, and no more")
+    parser.add_argument("--target", choices=target.GPU_TARGETS, help="compile for this GPU, and no more")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="cache to compile into, with --target")
     options = parser.parse_args()
     if options.target:

@@ -6,11 +6,15 @@ from bench.gpu import model, work
 from bench.gpu.peaks import A100, GPUS
 
 from max_whisper import ops
+from tests.phantom import architecture
 
 from . import test_attention, test_conv1d, test_greedy, test_layer_norm, test_linear, test_log_mel
 from .harness import all_counted
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(architecture.CURRENT is not architecture.A100, reason="the formulas are of an A100's kernels"),
+]
 
 
 def linear(rng, *shape):
