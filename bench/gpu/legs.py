@@ -78,13 +78,15 @@ def prepare(cases: Sequence[Case]) -> list[tuple[Prepared, Prepared]]:
 def _load(legs: Sequence[Leg], mefs: Sequence[Path | str]) -> list[Prepared]:
     models = {mef: load(mef, {}, "gpu") for mef in dict.fromkeys(mefs) if isinstance(mef, Path)}
     return [
-        Prepared(models[mef][_name(leg)] if isinstance(mef, Path) else mef, eager.to_buffers(leg.op, leg.arrays, "gpu"))
+        Prepared(
+            models[mef][graph_name(leg)] if isinstance(mef, Path) else mef, eager.to_buffers(leg.op, leg.arrays, "gpu")
+        )
         for leg, mef in zip(legs, mefs, strict=True)
     ]
 
 
 def _build(legs: Sequence[Leg], sources: str, architecture: str) -> Path:
-    graphs = {_name(leg): leg for leg in legs}  # legs that differ in their number of rows only share one
+    graphs = {graph_name(leg): leg for leg in legs}  # legs that differ in their number of rows only share one
     identity = {
         "max": __version__,
         "sources": sources,
@@ -105,8 +107,8 @@ def _compile(graphs: dict[str, Leg], path: Path) -> None:
     module.compile().export_mef(path)
 
 
-def _name(leg: Leg) -> str:
-    """The same for legs that can share a graph."""
+def graph_name(leg: Leg) -> str:
+    """The same for legs that can share a graph: they differ in their number of rows at most."""
     what = f"{leg.op.__module__}.{leg.op.__qualname__} {_types(leg)} {sorted(leg.parameters.items())}"
     return f"{leg.op.__qualname__}_{hashlib.sha256(what.encode()).hexdigest()[:16]}"
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from bench.gpu import model, work
+from bench.gpu import legs, model, work
+from bench.gpu.cases import Cases
 from bench.gpu.peaks import A100, GPUS
 
 from max_whisper import ops
@@ -96,6 +97,14 @@ def test_formulas(rng, name):
         assert launch.mma == count.tensor_core, launch.kernel
         assert launch.moved == pytest.approx(count.moved, rel=0.03, abs=1024), launch.kernel
         assert launch.least <= launch.moved
+
+
+def test_legs_that_differ_in_rows_share_a_graph():
+    cases = Cases("float16", rows=30, windows=(1, 2))
+    for leg in ("ours", "builtin"):
+        windows = [{legs.graph_name(getattr(case, leg)) for case in cases.encoder(n)} for n in cases.windows]
+        assert windows[0] == windows[1]
+        assert len(windows[0]) == len(cases.encoder(1))
 
 
 def test_model():
