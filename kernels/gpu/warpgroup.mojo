@@ -160,7 +160,11 @@ def wait_products[in_flight: Int = 0]():
 
 @always_inline
 def compute_now[dtype: DType, //](x: Float32, place: Shared[dtype]):
-    """Keeps compilers from moving the wait that follows ahead of what x is made of. x is not negative: they do not know.
+    """Keeps compilers from moving the wait that follows ahead of what x is made of, by a store that never happens.
+
+    Args:
+        x: Not negative, which they do not know.
+        place: Where it would be stored otherwise.
     """
     inlined_assembly[
         "{ .reg .pred p; setp.lt.f32 p, $0, 0f00000000; @p st.volatile.shared.f32 [$1], $0; }",

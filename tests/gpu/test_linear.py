@@ -62,6 +62,7 @@ def test_gelu_and_residual(rng, name, shape):
     check(ops.linear, name, [*arguments(rng, name, *shape), residual], references.linear, gelu=True)
 
 
+@pytest.mark.skipif(bool(install.installed) and CURRENT is A100, reason="an A100 has no tiles of these shapes")
 @pytest.mark.parametrize("name", ["f16", "bf16"])
 @pytest.mark.parametrize("shape", HOPPER, ids=lambda s: "x".join(map(str, s)))
 def test_each_of_hoppers_tiles(rng, name, shape):

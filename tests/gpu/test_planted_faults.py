@@ -168,8 +168,12 @@ if CURRENT is H100:
     }
     RUNS = {name: RUNS[name] for name in FAULTS}
 
-SAYS = {no_barrier: "race|nobody wrote", no_wait: "race|nobody wrote", one_block: "race between blocks"}
-SAYS |= {no_publication: "not published"}
+SAYS = {
+    no_barrier: "race|nobody wrote",
+    no_wait: "race|nobody wrote",
+    one_block: "race between blocks",
+    no_publication: "not published",
+}
 """What the phantom calls a fault, where it does not depend on the numbers whether they come out wrong."""
 
 

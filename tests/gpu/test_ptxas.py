@@ -61,8 +61,8 @@ LIMITS = {
 
 HOPPER_LIMITS = {
     "linear, 192 x 192": Limits((168,), 196608),
-    "linear, 192 x 96": Limits((168,), 221184),
-    "linear, 128 x 128": Limits((168,), 196608),
+    "linear, 192 x 96": Limits((144,), 221184),
+    "linear, 128 x 128": Limits((128,), 196608),
     "linear, 128 x 64": Limits((128,), 196608),
     "convolution": Limits((128,), 196608),
     "attention, few blocks": Limits((128,), 106496),
@@ -76,7 +76,7 @@ if CURRENT is H100:
     LIMITS = {family: {"f16": limits} for family, limits in HOPPER_LIMITS.items()}
 
 BFLOAT16 = (
-    ()
+    tuple(LIMITS)
     if CURRENT is H100
     else ("linear, normalised rows", "attention, one query", "layer norm", "vocabulary, many rows")
 )
@@ -160,10 +160,7 @@ def kernels(family: str, name: str) -> tuple[list[str], int]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("family", "name"),
-    [
-        *((family, name) for family in LIMITS for name in LIMITS[family]),
-        *((family, "bf16") for family in (BFLOAT16 if CURRENT is not H100 else LIMITS)),
-    ],
+    [*((family, name) for family in LIMITS for name in LIMITS[family]), *((f, "bf16") for f in BFLOAT16)],
 )
 def test_registers_and_memory(family, name, architecture, tmp_path):
     limits = LIMITS[family]["f16" if name == "bf16" else name]

@@ -163,6 +163,13 @@ def test_faults(memory, rng, message):
         execute(memory, tiles, zero(8) + FAULTS[message] + store(8), 8)
 
 
+@pytest.mark.parametrize("grid", [1, 4])
+def test_blocks_of_less_than_a_warpgroup(memory, grid):
+    """Four blocks of 96 threads are three times 128 threads, but no warpgroup."""
+    with pytest.raises(PhantomError, match="fewer than the 128"):
+        run(memory, BEGIN, threads=96, grid=(grid, 1, 1))
+
+
 @pytest.mark.parametrize(
     "text", [product("f16", 8, 0).replace(str(SWIZZLED | B >> 4), str(B >> 4)), product("tf32", 8, 0)]
 )

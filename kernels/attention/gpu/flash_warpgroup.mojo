@@ -24,7 +24,7 @@ Groups of keys take blocks of keys in turn, and meet at the end (`flash_tensor_c
 Cost: 4*T*S*64 operations per head, rounded up to 64 queries and 64 keys; bytes: Q and O once, keys and values once per block of 64
 queries (from the second on, from the level-2 cache). At most 108 registers, nothing spilled.
 
-Measured on an H200 (float16, 6 heads, 1500 x 1500, launches back to back, microseconds):
+Measured on an H200 (float16, 6 heads, 1500 x 1500, launches back to back, overlapping where that is faster, microseconds):
 
 | queries a block, groups of keys                             | 1 window | 5    | 8     |
 | ----------------------------------------------------------- | -------: | ---: | ----: |
@@ -33,7 +33,7 @@ Measured on an H200 (float16, 6 heads, 1500 x 1500, launches back to back, micro
 | 128 (two warpgroups), one                                   |     23.9 | 54.4 |  86.7 |
 | 128, two                                                    |     22.1 | 62.8 | 102.5 |
 | 64, one; two blocks of keys from one barrier to the next    |     21.3 | 61.6 |  95.9 |
-| 64, one; the compiler waits before the softmax              |     22.2 | 55.2 |  83.9 |
+| 64, one, 3 a multiprocessor; the wait before the softmax    |     22.2 | 55.2 |  83.9 |
 | `flash_tensor_core.mojo`                                    |     20.9 | 70.2 | 104.8 |
 | torch 2.11, cuDNN                                           |     19.9 | 52.1 |  84.1 |
 

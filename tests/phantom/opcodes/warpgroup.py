@@ -66,11 +66,13 @@ class Warpgroups:
 
 def execute(machine: Machine, instruction: Instruction) -> None:
     """wgmma: fence, mma_async, commit_group and wait_group."""
-    active = machine.active().reshape(-1, GROUP) if machine.count % GROUP == 0 else np.zeros((1, 1), bool)
-    if not (whole := active.all(axis=1)).any() or (active.any(axis=1) & ~whole).any():
-        if not active.any():
-            return
-        raise machine.fault("wgmma by fewer than the 128 threads of a warpgroup", np.flatnonzero(machine.active()))
+    taking_part = machine.active()
+    if not taking_part.any():
+        return
+    active = taking_part.reshape(-1, GROUP) if machine.padded % GROUP == 0 else np.zeros((0, GROUP), bool)
+    whole = active.all(axis=1)
+    if not len(active) or (active.any(axis=1) != whole).any():
+        raise machine.fault("wgmma by fewer than the 128 threads of a warpgroup", np.flatnonzero(taking_part))
     groups = np.flatnonzero(whole)
     state = machine.warpgroups
     if state is None:
