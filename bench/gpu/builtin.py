@@ -7,6 +7,8 @@ tiles (multiples of 128 columns, of 32 in depth): with others, and always in flo
 of its own.
 """
 
+import os
+
 import numpy as np
 from max.dtype import DType
 from max.graph import BufferValue, DeviceRef, TensorValue, ops
@@ -19,6 +21,9 @@ from max.nn.kernels import (
 from max.nn.kv_cache import MHAKVCacheParams, PagedCacheValues
 
 from max_whisper.ops import HEAD
+
+os.unsetenv("PYTHONEXECUTABLE")
+"""`max.nn` has just set it, unseen by `os.environ`, to the first Python on PATH: every child would be that one."""
 
 SCALE = HEAD**-0.5
 

@@ -27,7 +27,9 @@ def compile_elsewhere(dims: ModelDimensions, dtype: str, architecture: str, path
         DeviceError: The compiler complained. Some of its complaints leave the exit status 0.
     """
     command = [sys.executable, "-m", "max_whisper.cross", architecture, dtype, str(path), json.dumps(asdict(dims))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # MAX's own extensions (those of `max.nn`) tell C's environment, which os.environ does not see, that the Python to run
+    # is the first on PATH: a child would be that one, and not find what this one has installed.
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     lines = (done.stdout + done.stderr).splitlines()
     complaints = [line for line in lines if "error:" in line.lower()]
     if done.returncode or complaints:
