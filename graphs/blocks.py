@@ -76,14 +76,6 @@ def add_layer_norm(x: TensorValue, residual: TensorValue, w: Weights) -> tuple[T
     return ops.add_layer_norm(x, residual, w["weight"], w["bias"])
 
 
-DECODER_BLOCK = (
-    *("attn_ln", "attn.qkv", "attn.out"),
-    *("cross_attn_ln", "cross_attn.query", "cross_attn.out"),
-    *("mlp_ln", "mlp.0", "mlp.2"),
-)
-"""What a block of the decoder has weights for, in the order of use."""
-
-
 def encoder_block(x: TensorValue, w: Weights, *, heads: int) -> TensorValue:
     """Self-attention and MLP of the encoder: (B, S, d) -> (B, S, d)."""
     qkv = linear(layer_norm(x, w.at("attn_ln")), w.at("attn.qkv"))
@@ -98,13 +90,8 @@ def decoder_block(
     cache: tuple[BufferValue, BufferValue],
     cross: tuple[TensorValue, TensorValue],
     w: Weights,
-    *,
-    audio_length: int,
 ) -> TensorValue:
-    """Causal self-attention over the KV cache, cross-attention over the audio, MLP: (B, T, d) -> (B, T, d)."""
-    if w.device.is_cpu():
-        weights = [w[f"{layer}.{part}"] for layer in DECODER_BLOCK for part in ("weight", "bias")]
-        return ops.decoder_block(x, past, cache, cross, weights, audio_length=audio_length)
+    """Causal self-attention over the KV cache, cross-attention over the audio, MLP: (B, T, d) -> (B, T, d), on a GPU."""
     qkv = norm_linear(x, w.at("attn_ln"), w.at("attn.qkv"))
     x = linear(ops.cached_attention(qkv, past, *cache), w.at("attn.out"), residual=x)
     query = norm_linear(x, w.at("cross_attn_ln"), w.at("cross_attn.query"))

@@ -1,9 +1,11 @@
-"""The decoder: keys and values of the audio once per window, then tokens in, token out.
+"""The decoder: keys and values of the audio once per window, then tokens in, tokens out.
 
-    states (B, 1500, d) -> per block: keys (B, H, 94, 64, 16), values (B, H, 1500, 64), or bytes  cross_attention_graph
-    tokens (B, T) + KV caches -> picked token (B), its log probability (B), no-speech (B)         decoder_graph
+                       states (B, 1500, d) -> keys and values of the audio, for every block         cross_attention_graph
+    on a CPU           tokens (B, T) + KV caches -> up to S tokens for each row                     decoder_graph
+    on a GPU           tokens (B, T) + KV caches -> one token for each row                          decoder_graph
 
-One graph serves the prompt (T > 1) and every later step (T = 1): T is a symbolic dimension.
+One graph serves the prompt (T > 1) and every later step (T = 1): T is a symbolic dimension. On a CPU all blocks are one op,
+whose caches and weights lie one behind the other; a GPU runs the kernels of each block.
 """
 
 from max.dtype import DType
@@ -13,32 +15,41 @@ from max_whisper import ops
 from max_whisper.config import ModelDimensions
 from max_whisper.graphs.blocks import Weights, decoder_block, layer_norm, linear
 from max_whisper.graphs.module import GraphModule
-from max_whisper.packing import bytes_shapes
 
 
 def cross_attention_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) -> None:
-    """Adds the graph "cross_attention": states (B, n_audio_ctx, d) -> keys and values of the audio, block by block."""
+    """Adds the graph "cross_attention": states (B, n_audio_ctx, d) -> keys and values of the audio.
+
+    On a CPU (L, B, ...), see `ops.audio_heads`; on a GPU block by block.
+    """
     states_type = TensorType(weights.dtype, ["batch", dims.n_audio_ctx, dims.n_audio_state], device=weights.device)
     with module.graph("cross_attention", [states_type]) as graph:
         states = graph.inputs[0].tensor
+        if weights.device.is_cpu():
+            w = weights.at("decoder.blocks.cross_attn.kv")
+            heads, dtype = dims.n_text_head, weights.audio_caches
+            graph.output(*ops.audio_heads(states, w["weight"], w["bias"], heads=heads, dtype=dtype))
+            return
         outputs: list[TensorValue] = []
         for layer in range(dims.n_text_layer):
             rows = linear(states, weights.at(f"decoder.blocks.{layer}.cross_attn.kv"))
-            outputs += ops.pack_heads(rows, heads=dims.n_text_head, dtype=weights.audio_caches)
+            outputs += ops.pack_heads(rows, heads=dims.n_text_head)
         graph.output(*outputs)
 
 
 def decoder_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) -> None:
     """Adds the graph "decoder", with the greedy pick.
 
-    Inputs: tokens (B, T) int32, past (B) int32, last (B) int32: the position whose next token is picked,
-    no_speech_at (B) int32: the position that tells whether somebody speaks, -1 to skip, suppress_mask (n_vocab) uint8,
-    rules (B, 4) int32: see `ops.greedy`, and the caches, see `cache_types`.
+    Inputs: tokens (B, T), past (B), last (B): the position whose next token is picked, no_speech_at (B): the position
+    that tells whether somebody speaks, -1 to skip, all int32, suppress_mask (n_vocab) uint8, rules (B, 4) int32: see
+    `ops.greedy`; on a CPU said (B, 3) int32, see `ops.decoder`, and what it writes to: tokens (B, S) int32, log
+    probabilities (B, S) float32; the caches, see `cache_types`.
 
-    Outputs: picked token (B) int32, log probability (B) float32, no-speech probability (B) float32, states (B, T, d).
+    Outputs: no-speech probability (B) float32 and states (B, T, d); on a GPU before them the tokens picked (B) int32
+    and their log probabilities (B) float32.
     """
     device = weights.device
-    token_types = [
+    row_types = [
         TensorType(DType.int32, ["batch", "length"], device=device),
         TensorType(DType.int32, ["batch"], device=device),
         TensorType(DType.int32, ["batch"], device=device),
@@ -46,25 +57,45 @@ def decoder_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) 
         TensorType(DType.uint8, [dims.n_vocab], device=device),
         TensorType(DType.int32, ["batch", 4], device=device),
     ]
-    with module.graph("decoder", [*token_types, *cache_types(dims, weights)]) as graph:
+    run_types: list[BufferType | TensorType] = []
+    if device.is_cpu():
+        run_types = [
+            TensorType(DType.int32, ["batch", 3], device=device),
+            BufferType(DType.int32, ["batch", "steps"], device=device),
+            BufferType(DType.float32, ["batch", "steps"], device=device),
+        ]
+    with module.graph("decoder", [*row_types, *run_types, *cache_types(dims, weights)]) as graph:
         w = weights.at("decoder")
-        tokens, past, last, no_speech_at, mask, rules = (value.tensor for value in graph.inputs[:6])
-        caches = graph.inputs[6:]
         vocabulary = w["token_embedding.weight"]  # serves as embedding and for logits
-        x = ops.embed(tokens, past, vocabulary, w["positional_embedding"], n_vocab=dims.n_vocab)
-        for layer in range(dims.n_text_layer):
-            keys, values, cross_keys, cross_values = caches[4 * layer : 4 * layer + 4]
-            cache, cross = (keys.buffer, values.buffer), (cross_keys.tensor, cross_values.tensor)
-            x = decoder_block(x, past, cache, cross, w.at(f"blocks.{layer}"), audio_length=dims.n_audio_ctx)
-        states = layer_norm(x, w.at("ln"))
-        screen = [w[f"token_embedding.{part}"] for part in ("rotation", "screen")] if device.is_cpu() else []
+        tokens, past, last, no_speech_at, mask, rules = (value.tensor for value in graph.inputs[:6])
+        inputs = graph.inputs[6:]
+        if device.is_cpu():
+            screen = [w["token_embedding.rotation"], w["token_embedding.screen"]]
+            states = ops.decoder(
+                [tokens, past, last, rules, inputs[0].tensor, mask],
+                (inputs[1].buffer, inputs[2].buffer),
+                (inputs[3].buffer, inputs[4].buffer),
+                (inputs[5].tensor, inputs[6].tensor),
+                [vocabulary, *screen, w["positional_embedding"], w["ln.weight"], w["ln.bias"]],
+                [w[f"blocks.{layer}.{part}"] for layer in ops.DECODER_BLOCK for part in ("weight", "bias")],
+                audio_length=dims.n_audio_ctx,
+                end=dims.end_of_text,
+                timestamp_begin=dims.timestamp_begin,
+            )
+            picks = []
+        else:
+            screen = []
+            x = ops.embed(tokens, past, vocabulary, w["positional_embedding"], n_vocab=dims.n_vocab)
+            for layer in range(dims.n_text_layer):
+                keys, values, cross_keys, cross_values = inputs[4 * layer : 4 * layer + 4]
+                cache, cross = (keys.buffer, values.buffer), (cross_keys.tensor, cross_values.tensor)
+                x = decoder_block(x, past, cache, cross, w.at(f"blocks.{layer}"))
+            states = layer_norm(x, w.at("ln"))
+            picks = ops.greedy(states, last, vocabulary, mask, rules, timestamp_begin=dims.timestamp_begin)
         silence = ops.token_probability(
             states, no_speech_at, vocabulary, *screen, n_vocab=dims.n_vocab, token=dims.no_speech
         )
-        token, log_prob = ops.greedy(
-            states, last, vocabulary, mask, rules, *screen, timestamp_begin=dims.timestamp_begin
-        )
-        graph.output(token, log_prob, silence, states)
+        graph.output(*picks, silence, states)
 
 
 def logits_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) -> None:
@@ -78,17 +109,17 @@ def logits_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) -
 
 
 def cache_types(dims: ModelDimensions, weights: Weights) -> list[BufferType | TensorType]:
-    """Types of the caches: per block the keys and values of the text, updated in place, and those of the audio."""
-    heads, dtype, device = dims.n_text_head, weights.caches, weights.device
+    """Types of the caches: keys and values of the text, updated in place, and those of the audio.
 
-    def shapes(length: int) -> list[list[DimLike]]:
-        return [ops.keys_shape("batch", heads, length, device), ["batch", heads, length, ops.HEAD]]
-
-    audio, audio_shapes = weights.audio_caches, shapes(dims.n_audio_ctx)
-    if device.is_cpu() and audio == DType.int8:
-        audio_shapes = bytes_shapes("batch", heads, dims.n_audio_ctx)
+    Those of each block on a GPU; those of all blocks on a CPU, where they may have more rows than are decoded.
+    """
+    heads, device, on_cpu = dims.n_text_head, weights.device, weights.device.is_cpu()
+    batch: DimLike = "rows" if on_cpu else "batch"
+    layers: list[DimLike] = [dims.n_text_layer] if on_cpu else []
+    text = [ops.keys_shape(batch, heads, dims.n_text_ctx, device), [batch, heads, dims.n_text_ctx, ops.HEAD]]
+    audio = ops.audio_shapes(batch, heads, dims.n_audio_ctx, weights.audio_caches, device)
     types: list[BufferType | TensorType] = []
-    for _ in range(dims.n_text_layer):
-        types += [BufferType(dtype, shape, device=device) for shape in shapes(dims.n_text_ctx)]
-        types += [TensorType(audio, shape, device=device) for shape in audio_shapes]
+    for _ in range(1 if on_cpu else dims.n_text_layer):
+        types += [BufferType(weights.caches, [*layers, *shape], device=device) for shape in text]
+        types += [TensorType(weights.audio_caches, [*layers, *shape], device=device) for shape in audio]
     return types

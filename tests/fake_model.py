@@ -13,7 +13,8 @@ import numpy as np
 
 from max_whisper.checkpoint import load_checkpoint
 from max_whisper.config import ModelDimensions
-from max_whisper.rules import TIMESTAMP_RULE
+from max_whisper.decoding import Picks
+from max_whisper.rules import SUPPRESSED_AT_BEGIN, TIMESTAMP_RULE
 from max_whisper.tokenizer import Tokenizer, Vocabulary, get_tokenizer
 from max_whisper.transcribe import Transcription, transcribe
 
@@ -65,16 +66,44 @@ def counting(seconds: float) -> np.ndarray:
     return ((np.arange(round(seconds * 16000)) // 160 + 1) / 2**14).astype(np.float32)
 
 
-@dataclass
-class FakePicks:
-    tokens: np.ndarray
-    log_probs: np.ndarray
-    no_speech_probs: np.ndarray | None
+def follow(rule: Sequence[int], said: Sequence[int], dims: Any) -> tuple[int, int, int, int]:
+    """The rule after that of an earlier token, given the token before the newest, the newest and the newest timestamp."""
+    (before, newest, latest), bits, begin = said, rule[0] & ~SUPPRESSED_AT_BEGIN, dims.timestamp_begin
+    if not bits & TIMESTAMP_RULE or latest < 0:
+        return bits, 0, begin, dims.n_vocab
+    if newest < begin:
+        return bits, 0, latest + 1, dims.n_vocab
+    if 0 <= before < begin:
+        return bits, dims.end_of_text, latest, dims.n_vocab
+    return bits, 0, begin, begin
 
 
-class FakeDecoder:
+class StepByStep:
+    """Runs of up to three steps, for decoders that know `forward`."""
+
+    dims: ModelDimensions
+    forward: Callable[..., Picks]
+
+    def run(self, tokens: np.ndarray, rules: np.ndarray, said: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        assert tokens.shape == (len(rules), 1)
+        assert said.dtype == np.int32
+        assert said.shape == (len(rules), 3)
+        assert limit > 0
+        dims, ended, made = self.dims, tokens[:, 0] == self.dims.end_of_text, []
+        np.testing.assert_array_equal(said[:, 1], tokens[:, 0])
+        while len(made) < min(limit, 3) and not (made and (made[-1][0] == dims.end_of_text)[~ended].any()):
+            picks = self.forward(tokens, rules)
+            made.append((np.where(ended, dims.end_of_text, picks.tokens), picks.log_probs))
+            tokens = made[-1][0][:, None].astype(np.int32)
+            latest = np.where(tokens >= dims.timestamp_begin, tokens, said[:, 2:])
+            said = np.concatenate([said[:, 1:2], tokens, latest], axis=1)
+            rules = np.array([follow(*row, dims) for row in zip(rules.tolist(), said.tolist(), strict=True)], np.int32)
+        return np.stack([one[0] for one in made], axis=1), np.stack([one[1] for one in made], axis=1)
+
+
+class FakeDecoder(StepByStep):
     def __init__(self, model: "FakeModel", windows: list[int]) -> None:
-        self.model, self.windows = model, windows
+        self.model, self.windows, self.dims = model, windows, model.dims
         self.rows: list[list[int]] = [[] for _ in windows]
         self.mask = np.zeros(model.dims.n_vocab, np.uint8)
 
@@ -84,7 +113,7 @@ class FakeDecoder:
         assert not (mask & TIMESTAMP_RULE).any()
         self.mask = mask
 
-    def forward(self, tokens: np.ndarray, rules: np.ndarray, *, no_speech_at: np.ndarray | None = None) -> FakePicks:
+    def forward(self, tokens: np.ndarray, rules: np.ndarray, *, no_speech_at: np.ndarray | None = None) -> Picks:
         assert rules.dtype == np.int32
         assert rules.shape == (len(self.rows), 4)
         before = [len(row) for row in self.rows]
@@ -102,7 +131,7 @@ class FakeDecoder:
             probs = [np.exp(row[self.model.no_speech] - log_sum_exp(row)) for row in logits]
             no_speech = np.asarray(probs, np.float32)
         ids, log_probs = zip(*picked, strict=True)
-        return FakePicks(np.asarray(ids, np.int32), np.asarray(log_probs, np.float32), no_speech)
+        return Picks(np.asarray(ids, np.int32), np.asarray(log_probs, np.float32), no_speech)
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         self._append(tokens)

@@ -9,7 +9,8 @@ import whisper  # pyright: ignore[reportMissingImports]
 from whisper.decoding import PyTorchInference  # pyright: ignore[reportMissingImports]
 
 from max_whisper.checkpoint import load_checkpoint
-from tests.fake_model import FakePicks, pick, vocabulary
+from max_whisper.decoding import Picks
+from tests.fake_model import StepByStep, pick, vocabulary
 
 
 def load_openai_model(name: str) -> whisper.Whisper:
@@ -38,15 +39,15 @@ class OpenAIModel:
         return OpenAIDecoder(self, features)
 
 
-class OpenAIDecoder:
+class OpenAIDecoder(StepByStep):
     def __init__(self, model: OpenAIModel, features: torch.Tensor) -> None:
-        self.model, self.features = model, features
+        self.model, self.features, self.dims = model, features, model.dims
         self.tokens = np.zeros((len(features), 0), np.int32)
 
     def set_suppression(self, mask: np.ndarray) -> None:
         self.mask = mask
 
-    def forward(self, tokens: np.ndarray, rules: np.ndarray, *, no_speech_at: np.ndarray | None = None) -> FakePicks:
+    def forward(self, tokens: np.ndarray, rules: np.ndarray, *, no_speech_at: np.ndarray | None = None) -> Picks:
         logits = self._append(tokens)
         begin = self.model.dims.n_vocab - 1501
         picked = [pick(row[-1], rule, self.mask, begin) for row, rule in zip(logits, rules.tolist(), strict=True)]
@@ -55,7 +56,7 @@ class OpenAIDecoder:
             at = torch.from_numpy(logits[np.arange(len(logits)), no_speech_at])
             no_speech = at.softmax(-1)[:, begin - 2].numpy()
         ids, log_probs = zip(*picked, strict=True)
-        return FakePicks(np.asarray(ids, np.int32), np.asarray(log_probs, np.float32), no_speech)
+        return Picks(np.asarray(ids, np.int32), np.asarray(log_probs, np.float32), no_speech)
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         return self._append(tokens)[:, -1]

@@ -10,7 +10,7 @@ from max_whisper.decoding import DecodingOptions, DecodingResult, compression_ra
 from max_whisper.errors import OptionError
 from max_whisper.options import decoding_options, language_code, parse_clips
 from max_whisper.rules import SUPPRESSED, SUPPRESSED_AT_BEGIN, TIMESTAMP_RULE, TokenRules
-from tests.fake_model import FakeModel, Script, dimensions, log_sum_exp, pick, tokenizer_of
+from tests.fake_model import FakeModel, Script, dimensions, follow, log_sum_exp, pick, tokenizer_of
 
 NAMES = ("tiny.en", "base")
 EVERYWHERE = SUPPRESSED | TIMESTAMP_RULE
@@ -41,6 +41,20 @@ def test_rules_by_hand(name: str) -> None:
     assert rules.next([zero + 7, 100, zero + 9, zero + 12, 5, 6]) == (EVERYWHERE, 0, zero + 13, end)
     assert rules.next([100]) == (EVERYWHERE, 0, zero, end)  # no timestamp yet, as after a start forced by hand
     assert rules.next([100, zero + 3]) == (EVERYWHERE, eot, zero + 3, end)
+
+
+@pytest.mark.parametrize("without_timestamps", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_rules_follow_from_what_was_said(name: str, without_timestamps: bool) -> None:
+    """A decoder that goes on by itself needs three tokens of all that were picked."""
+    dims, rules, rng = dimensions(name), rules_of(name, without_timestamps=without_timestamps), np.random.default_rng(4)
+    for _ in range(500):
+        sampled = rng.choice([3, 50, dims.timestamp_begin, dims.timestamp_begin + 9], rng.integers(1, 6)).tolist()
+        said = rules.said(sampled, ended=False)
+        for earlier in range(len(sampled)):
+            assert follow(rules.next(sampled[:earlier]), said, dims) == rules.next(sampled)
+        assert rules.said(sampled, ended=True) == (sampled[-1], tokenizer_of(name).eot, said[2])
+    assert rules.said([], ended=False) == (-1, -1, -1)
 
 
 def test_rules_of_options() -> None:

@@ -36,17 +36,21 @@ def unpack(panels: np.ndarray, columns: int) -> np.ndarray:
 
 def test_every_tensor_is_used_once():
     """The vocabulary also becomes its rotation and its screen."""
-    sources = [source for recipe in packed.recipes(DIMS, "float32").values() for source in recipe.sources if source]
+    recipes = [one for recipe in packed.recipes(DIMS, "float32").values() for one in recipe.layers or [recipe]]
+    sources = [source for recipe in recipes for source in recipe.sources if source]
     assert sorted(sources) == sorted([*expected_tensors(DIMS), *["decoder.token_embedding.weight"] * 2])
 
 
 def test_fused_layers(checkpoint):
     weights, t = packed.pack(checkpoint, "float32"), checkpoint.tensors
-    block = "decoder.blocks.1"
+    block, layer = "decoder.blocks.1", 1
     qkv = np.concatenate([t[f"{block}.attn.{part}.weight"] for part in ("query", "key", "value")])
-    np.testing.assert_array_equal(unpack(weights[f"{block}.attn.qkv.weight"], 192), qkv)
-    bias = [t[f"{block}.cross_attn.value.bias"]]
-    np.testing.assert_array_equal(weights[f"{block}.cross_attn.kv.bias"], np.concatenate([np.zeros(64), *bias]))
+    np.testing.assert_array_equal(unpack(weights["decoder.blocks.attn.qkv.weight"][layer], 192), qkv)
+    bias = np.concatenate([np.zeros(64), t[f"{block}.cross_attn.value.bias"]])
+    np.testing.assert_array_equal(weights["decoder.blocks.cross_attn.kv.bias"][layer], bias)
+    on_gpu = packed.pack(checkpoint, "float32", "gpu")
+    np.testing.assert_array_equal(on_gpu[f"{block}.attn.qkv.weight"], qkv)
+    np.testing.assert_array_equal(on_gpu[f"{block}.cross_attn.kv.bias"], bias)
 
 
 def test_convolution(checkpoint):

@@ -28,7 +28,8 @@ class MaxWhisper:
         self._prompt = np.array([tokenizer.sot_sequence_including_notimestamps], np.int32)
         self._rules = np.array([[SUPPRESSED, 0, 0, 0]], np.int32)  # any text
         self._mask = np.zeros(self._model.dims.n_vocab, np.uint8)
-        self._mask[tokenizer.eot] = SUPPRESSED
+        self._mask[[tokenizer.eot, *range(tokenizer.timestamp_begin, self._model.dims.n_vocab)]] = SUPPRESSED
+        self._said = np.array([[-1, self._prompt[0, -1], -1]], np.int32)  # no text or timestamp
 
     def encode(self) -> None:
         self._model.embed_audio(self._mel)
@@ -37,8 +38,10 @@ class MaxWhisper:
         decoder = self._model.new_decoder(self._features)
         decoder.set_suppression(self._mask)
         picked = decoder.forward(self._prompt, self._rules)
-        for _ in range(tokens - 1):
-            picked = decoder.forward(picked.tokens[:, None], self._rules)
+        token, left = picked.tokens[:, None], tokens - 1
+        while left:
+            made, _ = decoder.run(token, self._rules, self._said, left)
+            token, left = made[:, -1:], left - made.shape[1]
 
     def transcribe(self, samples: np.ndarray) -> str:
         return self._model.transcribe(samples, language="en", **self._options)["text"]

@@ -9,13 +9,13 @@ Cost: B*T*D additions; 3*B*T*D elements moved.
 
 from std.sys import size_of
 
-from ..cpu.threads import ForkJoin, grain
+from ..cpu.threads import Workers, grain
 from ..cpu.tile import WIDTH, widened
 from ..data import Data
 
 
 def embed[
-    dtype: DType, weight_type: DType, //
+    dtype: DType, weight_type: DType, W: Workers, //
 ](
     output: Data[dtype],
     tokens: Data[DType.int32],
@@ -25,6 +25,7 @@ def embed[
     batch: Int,
     length: Int,
     depth: Int,
+    workers: W,
 ):
     """Embeds every token. Tokens and positions must be in range.
 
@@ -37,6 +38,7 @@ def embed[
         batch: B.
         length: T.
         depth: D.
+        workers: The threads.
     """
 
     @always_inline
@@ -52,4 +54,4 @@ def embed[
                 var p = position[unsafe_offset=k].cast[DType.float32]()
                 x[unsafe_offset=k] = (embedding[unsafe_offset=k].cast[DType.float32]() + p).cast[dtype]()
 
-    ForkJoin().share(some_tokens, batch * length, grain(depth * (size_of[weight_type]() + 2 * size_of[dtype]())))
+    workers.share(some_tokens, batch * length, grain(depth * (size_of[weight_type]() + 2 * size_of[dtype]())))

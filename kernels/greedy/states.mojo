@@ -7,6 +7,7 @@ from std.collections import Array
 from std.memory.alloc import unsafe_alloc
 
 from ..cpu.epilogue import Epilogue
+from ..cpu.threads import Workers
 from ..cpu.tile import WIDTH, widened
 from ..data import Data
 
@@ -37,31 +38,46 @@ struct States(TrivialRegisterPassable):
     var depth: Int
     """D."""
 
-    def __init__[
-        dtype: DType, //
-    ](out self, hidden: Data[dtype], at: Data[DType.int32], batch: Int, length: Int, depth: Int):
-        """Copies `hidden[b, at[b]]` for every b where `at[b]` is not negative; `free` is to be called.
+    def __init__(out self, count: Int, depth: Int):
+        """Takes room for states; `free` is to be called.
+
+        Args:
+            count: How many.
+            depth: D.
+        """
+        self.data = unsafe_alloc[Float32](count * depth, alignment=64)
+        self.count = count
+        self.depth = depth
+
+    def fill[
+        dtype: DType, W: Workers, //
+    ](self, hidden: Data[dtype], at: Data[DType.int32], batch: Int, length: Int, workers: W):
+        """Copies `hidden[b, at[b]]` for every b where `at[b]` is not negative, as many as there is room for: one loop.
 
         Parameters:
             dtype: Of the hidden states.
+            W: The kind of threads.
 
         Args:
             hidden: `batch x length x depth`.
             at: `batch`.
             batch: B.
             length: T.
-            depth: D.
+            workers: The threads.
         """
-        self.data = unsafe_alloc[Float32](batch * depth)
-        self.count = 0
-        self.depth = depth
-        for b in range(batch):
-            var t = Int(at[unsafe_offset=b])
-            if t >= 0:
-                var state = hidden.unsafe_offset((b * length + t) * depth)
-                for k in range(depth):
-                    self.data[unsafe_offset=self.count * depth + k] = state[unsafe_offset=k].cast[DType.float32]()
-                self.count += 1
+
+        @always_inline
+        def all_rows(begin: Int, end: Int) {imm}:
+            var row = 0
+            for b in range(batch):
+                var t = Int(at[unsafe_offset=b])
+                if t >= 0:
+                    var state = hidden.unsafe_offset((b * length + t) * self.depth)
+                    for k in range(self.depth):
+                        self.data[unsafe_offset=row * self.depth + k] = state[unsafe_offset=k].cast[DType.float32]()
+                    row += 1
+
+        workers.share(all_rows, 1)
 
     def free(self):
         """Releases the copies."""

@@ -14,7 +14,8 @@ named after the algorithm; which body runs where is decided in its file here.
     whisper_self_attention      rows (B, S, 3*H*64), GPU only                         -> (B, S, H*64)
     whisper_packed_self_attention   ... and keys, values of bfloat16, CPU only         -> (B, S, H*64)
     whisper_cached_attention    rows (B, T, 3*H*64), past (B), cache in place         -> (B, T, H*64)
-    whisper_decoder_block       x (B, T, d), past (B), caches, weights, CPU only      -> (B, T, d)
+    whisper_decoder             tokens (B, T), rules, caches, weights, CPU only       -> tokens (B, S), log probs, states
+    whisper_audio_heads         states (B, S, d), packed weights (L, ...), CPU only   -> keys, values (L, B, H, ...)
     whisper_embed               tokens (B, T), past (B), vocabulary, positions        -> (B, T, D)
     whisper_screened_greedy     hidden (B, T, D), at (B), vocabulary, rules, screen, CPU only   -> tokens (B), log probs (B)
     whisper_greedy              the same without a screen, GPU only
@@ -29,7 +30,7 @@ The vocabulary is plain everywhere; its screen is described in `greedy/screen.mo
 
 from .attention import AttentionOp, CachedAttention, PackedSelfAttention, PackHeads, SelfAttention
 from .conv1d import Conv1d, Conv1dPositions
-from .decoder_block import DecoderBlockOp
+from .decoder import AudioHeads, DecoderOp
 from .embedding import Embed
 from .layer_norm import AddLayerNorm, LayerNorm
 from .linear import Linear, LinearResidual, NormLinear

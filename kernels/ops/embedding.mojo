@@ -4,6 +4,7 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
 
+from ..cpu.threads import ForkJoin
 from ..data import Data, data, require, require_between, require_contiguous, require_size
 from ..embedding.cpu import embed
 from ..embedding.gpu import enqueue_embed
@@ -44,7 +45,17 @@ struct Embed:
                 require_between(Int(past[b]), 0, positions.dim_size(0) - length, "embed", "past", b)
                 for t in range(length):
                     require_between(Int(tokens[b, t]), 0, n_vocab - 1, "embed", "tokens", b, t)
-            embed(data(output), data(tokens), data(past), data(vocabulary), data(positions), batch, length, depth)
+            embed(
+                data(output),
+                data(tokens),
+                data(past),
+                data(vocabulary),
+                data(positions),
+                batch,
+                length,
+                depth,
+                ForkJoin(),
+            )
         else:
             require(
                 length <= positions.dim_size(0),

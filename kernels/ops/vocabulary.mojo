@@ -13,6 +13,7 @@ from ..data import Data, data, require, require_between, require_contiguous, req
 from ..greedy.cpu import greedy, logits, token_probability
 from ..greedy.gpu.launch import MAX_DEPTH, VocabularyOnGPU
 from ..greedy.screen import GROUP, ROW_BYTES, screen_rows
+from ..greedy.search import Vocabulary
 from .weights import require_aligned, require_chunks, require_matrix, require_packed
 
 
@@ -49,7 +50,7 @@ struct ScreenedGreedy:
         var tokens = suppress_mask.dim_size(0)
         _check_rows[target](hidden, at, vocabulary, tokens, 0, "greedy")
         _check_rules[timestamp_begin](picked, log_probs, hidden, suppress_mask, rules)
-        var groups = _screen_groups(rotation, screen, tokens, hidden.dim_size(2), "greedy")
+        var screened = screened_vocabulary(vocabulary, rotation, screen, tokens, hidden.dim_size(2), "greedy")
         for b in range(hidden.dim_size(0)):
             require_between(Int(rules[b, 0]), 0, 255, "greedy", "rules", b, 0)
         greedy(
@@ -57,16 +58,12 @@ struct ScreenedGreedy:
             data(log_probs),
             data(hidden),
             data(at),
-            data(vocabulary),
-            data(rotation),
-            data(screen),
-            groups,
+            screened,
             data(suppress_mask),
             data(rules),
             hidden.dim_size(0),
             hidden.dim_size(1),
             hidden.dim_size(2),
-            tokens,
             timestamp_begin,
         )
 
@@ -124,19 +121,17 @@ struct ScreenedTokenProbability:
         comptime assert 0 <= token < n_vocab, "the token must be in the vocabulary"
         _check_rows[target](hidden, at, vocabulary, n_vocab, -1, "token_probability")
         require_size(output.dim_size(0), hidden.dim_size(0), "token_probability", "B of the output")
-        var groups = _screen_groups(rotation, screen, n_vocab, hidden.dim_size(2), "token_probability")
+        var screened = screened_vocabulary(
+            vocabulary, rotation, screen, n_vocab, hidden.dim_size(2), "token_probability"
+        )
         token_probability(
             data(output),
             data(hidden),
             data(at),
-            data(vocabulary),
-            data(rotation),
-            data(screen),
-            groups,
+            screened,
             hidden.dim_size(0),
             hidden.dim_size(1),
             hidden.dim_size(2),
-            n_vocab,
             token,
         )
 
@@ -257,14 +252,17 @@ def _check_rules[
     require_contiguous(rules, "greedy", "rules")
 
 
-def _screen_groups(
+def screened_vocabulary[
+    dtype: DType, //
+](
+    vocabulary: InputTensor[dtype=dtype, rank=2, ...],
     rotation: InputTensor[dtype=DType.float16, rank=3, ...],
     screen: InputTensor[dtype=DType.int8, rank=3, ...],
     tokens: Int,
     depth: Int,
     op: StaticString,
-) raises -> Int:
-    """Groups of a token, once rotation and screen are known to be those of some vocabulary (V, D)."""
+) raises -> Vocabulary[dtype]:
+    """The vocabulary (V, D) and its screen, once rotation and screen are known to be those of some such vocabulary."""
     var groups = (rotation.dim_size(0) * PANEL - 1) // GROUP
     require(
         groups * GROUP >= depth,
@@ -278,7 +276,7 @@ def _screen_groups(
     require_size(screen.dim_size(1), screen_rows(groups), op, "the number of rows of a panel of the screen")
     require_size(screen.dim_size(2), ROW_BYTES, op, "the width of a panel of the screen")
     require_contiguous(screen, op, "the screen")
-    return groups
+    return Vocabulary(data(vocabulary), data(rotation), data(screen), groups, tokens)
 
 
 def check_vocabulary[target: StaticString](vocabulary: InputTensor, depth: Int, tokens: Int, op: StaticString) raises:

@@ -10,10 +10,11 @@ from ..gpu.tile import TILE_N
 
 
 def require_packed(weight: InputTensor, columns: Int, depth: Int, op: StaticString) raises:
-    """Raises unless a weight has the shape of `columns` columns of `depth` elements packed in panels of its dtype.
+    """Raises unless a weight, or each of a stack of them, has the shape of `columns` columns of `depth` elements packed in panels
+    of its dtype.
 
     Args:
-        weight: (ceil(N / 16), rows of a panel, 64 bytes).
+        weight: (ceil(N / 16), rows of a panel, 64 bytes), or so many for each of L layers.
         columns: N.
         depth: K.
         op: The op that asks.
@@ -21,10 +22,13 @@ def require_packed(weight: InputTensor, columns: Int, depth: Int, op: StaticStri
     Raises:
         An error that names the dimension.
     """
-    comptime assert weight.rank == 3, "on CPUs weights are packed: rank 3"
-    require_size(weight.dim_size(0), ceildiv(columns, PANEL), op, "the number of packed panels")
-    require_size(weight.dim_size(1), panel_rows[weight.dtype](depth), op, "the number of rows of a packed panel")
-    require_size(weight.dim_size(2), row_size[weight.dtype], op, "the width of a packed panel")
+    comptime assert weight.rank == 3 or weight.rank == 4, "on CPUs weights are packed: rank 3, stacks of them rank 4"
+    comptime first = weight.rank - 3
+    require_size(weight.dim_size(first), ceildiv(columns, PANEL), op, "the number of packed panels")
+    require_size(
+        weight.dim_size(first + 1), panel_rows[weight.dtype](depth), op, "the number of rows of a packed panel"
+    )
+    require_size(weight.dim_size(first + 2), row_size[weight.dtype], op, "the width of a packed panel")
     require_contiguous(weight, op, "the packed weight")
 
 

@@ -87,8 +87,12 @@ class ModelDimensions:
     @property
     def num_languages(self) -> int:
         """Language tokens in the vocabulary; English-only models have them too, unused."""
-        text_tokens = _TEXT_TOKENS + int(self.is_multilingual)
-        return self.n_vocab - text_tokens - _SPECIAL_TOKENS - _TIMESTAMP_TOKENS
+        return self.n_vocab - self.end_of_text - _SPECIAL_TOKENS - _TIMESTAMP_TOKENS
+
+    @property
+    def end_of_text(self) -> int:
+        """The token <|endoftext|>, the first behind those of text."""
+        return _TEXT_TOKENS + int(self.is_multilingual)
 
     @property
     def timestamp_begin(self) -> int:

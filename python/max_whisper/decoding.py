@@ -18,23 +18,19 @@ from max_whisper.rules import TokenRules
 from max_whisper.tokenizer import Tokenizer, Vocabulary, get_tokenizer
 
 
-class Picks(Protocol):
-    """What one step of B rows gives."""
+@dataclass(frozen=True)
+class Picks:
+    """What one decoding step of B rows picked.
 
-    @property
-    def tokens(self) -> np.ndarray:
-        """Picked token ids, int32 (B,)."""
-        ...
+    Attributes:
+        tokens: (B) int32.
+        log_probs: (B) float32, natural logarithms, among the tokens that the rules allowed.
+        no_speech_probs: (B) float32, probability of the no-speech token among all tokens, or None if not asked for.
+    """
 
-    @property
-    def log_probs(self) -> np.ndarray:
-        """Their natural log probabilities among the allowed tokens, float32 (B,)."""
-        ...
-
-    @property
-    def no_speech_probs(self) -> np.ndarray | None:
-        """Probability of the no-speech token among all tokens, float32 (B,); None where not asked for."""
-        ...
+    tokens: np.ndarray
+    log_probs: np.ndarray
+    no_speech_probs: np.ndarray | None
 
 
 class Decoder(Protocol):
@@ -46,6 +42,18 @@ class Decoder(Protocol):
 
     def forward(self, tokens: np.ndarray, rules: np.ndarray, *, no_speech_at: np.ndarray | None = None) -> Picks:
         """Appends tokens, int32 (B, T), and picks one more per row under its rule, int32 (B, 4)."""
+        ...
+
+    def run(self, tokens: np.ndarray, rules: np.ndarray, said: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        """Appends a token, int32 (B, 1), and picks up to `limit` more, each of which is appended in its turn.
+
+        The first pick is under the rules given, int32 (B, 4); those of later ones follow from what was said, int32
+        (B, 3), see `rules.TokenRules.said`. Rows whose token is the end of text have ended. The run ends when another
+        row does.
+
+        Returns:
+            At least one token for each row, int32 (B, n), and their log probabilities, float32.
+        """
         ...
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
@@ -251,32 +259,33 @@ class DecodingTask:
         decoder.set_suppression(self.rules.mask)
         sampled: list[list[int]] = [[] for _ in range(batch)]
         sum_logprobs = np.zeros(batch, np.float32)
-        no_speech_probs = np.full(batch, np.nan, np.float32)
         ended = (tokens[:, -1] == eot).tolist()
         rows = list(range(batch))  # which one each of the decoder's rows is
-        for step in range(self.sample_len):
-            rules = np.asarray([self.rules.next(sampled[row]) for row in rows], np.int32)
-            no_speech_at = np.full(batch, sot_index, np.int32) if step == 0 else None
-            picks = decoder.forward(tokens, rules, no_speech_at=no_speech_at)
-            if picks.no_speech_probs is not None:
-                no_speech_probs = picks.no_speech_probs
-            picked = picks.tokens.tolist()
-            for i, (row, log_prob) in enumerate(zip(rows, picks.log_probs.tolist(), strict=True)):
-                if ended[row]:
-                    picked[i] = eot
-                    continue
-                sum_logprobs[row] += log_prob
-                ended[row] = picked[i] == eot
-                if not ended[row]:
-                    sampled[row].append(picked[i])
-            length += 1
-            if all(ended) or length > self.model.dims.n_text_ctx:
+        rules = np.asarray([self.rules.next([])] * batch, np.int32)
+        picks = decoder.forward(tokens, rules, no_speech_at=np.full(batch, sot_index, np.int32))
+        assert picks.no_speech_probs is not None
+        picked, log_probs = picks.tokens[:, None], picks.log_probs[:, None]
+        left = self.sample_len
+        while True:
+            for i, row in enumerate(rows):
+                for token, log_prob in zip(picked[i].tolist(), log_probs[i].tolist(), strict=True):
+                    if ended[row]:
+                        break
+                    sum_logprobs[row] += log_prob
+                    ended[row] = token == eot
+                    if not ended[row]:
+                        sampled[row].append(token)
+            length += picked.shape[1]
+            left -= picked.shape[1]
+            if all(ended) or not left or length > self.model.dims.n_text_ctx:
                 break
             if spend and any(ended[row] for row in rows):
-                kept = decoder.keep(_closed_up([not ended[row] for row in rows]))
-                rows, picked = [rows[i] for i in kept], [picked[i] for i in kept]
-            tokens = np.asarray(picked, np.int32)[:, None]
-        return sampled, sum_logprobs, no_speech_probs
+                rows = [rows[i] for i in decoder.keep(_closed_up([not ended[row] for row in rows]))]
+            newest = np.asarray([[eot if ended[row] else sampled[row][-1]] for row in rows], np.int32)
+            rules = np.asarray([self.rules.next(sampled[row]) for row in rows], np.int32)
+            said = np.asarray([self.rules.said(sampled[row], ended[row]) for row in rows], np.int32)
+            picked, log_probs = decoder.run(newest, rules, said, min(left, self.model.dims.n_text_ctx - length + 1))
+        return sampled, sum_logprobs, picks.no_speech_probs
 
 
 def _closed_up(running: Sequence[bool]) -> list[int]:

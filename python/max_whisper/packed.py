@@ -24,7 +24,7 @@ from max_whisper.packing import cast, pack_conv1d, pack_linear, packed_shape
 ALIGNMENT = 64
 """Bytes: where a tensor may begin, so that no register load crosses a cache line."""
 
-LAYOUT_VERSION = 4
+LAYOUT_VERSION = 5
 """Part of the file's name; grows with every change of the layout."""
 
 
@@ -46,12 +46,14 @@ class Recipe:
         dtype: Its element type.
         sources: Tensors of the checkpoint, stacked along the first dimension; None stands for zeros (keys have no bias).
         pack: Lays the stack out.
+        layers: Of weights that lie one behind the other what each of them is made of, in place of `sources`.
     """
 
     shape: tuple[int, ...]
     dtype: str
     sources: tuple[str | None, ...]
     pack: Callable[[np.ndarray], np.ndarray]
+    layers: "tuple[Recipe, ...]" = ()
 
 
 ROUNDED = ("bfloat16", "int8")
@@ -108,20 +110,15 @@ def recipes(dims: ModelDimensions, dtype: str, device: str = "cpu") -> dict[str,
         **_vocabulary("decoder.token_embedding", dims.n_vocab, text, to),
         **_layer_norm("decoder.ln", text, to),
     }
-    for side, layers, state in (("encoder", dims.n_audio_layer, audio), ("decoder", dims.n_text_layer, text)):
-        for block in (f"{side}.blocks.{layer}" for layer in range(layers)):
-            result |= _layer_norm(f"{block}.attn_ln", state, to)
-            result |= _fused(f"{block}.attn", "qkv", state, to)
-            result |= _linear(f"{block}.attn.out", state, state, to)
-            if side == "decoder":
-                result |= _layer_norm(f"{block}.cross_attn_ln", state, to)
-                result |= _linear(f"{block}.cross_attn.query", state, state, to)
-                result |= _fused(f"{block}.cross_attn", "kv", state, to)
-                result |= _linear(f"{block}.cross_attn.out", state, state, to)
-            result |= _layer_norm(f"{block}.mlp_ln", state, to)
-            result |= _linear(f"{block}.mlp.0", 4 * state, state, to)
-            result |= _linear(f"{block}.mlp.2", state, 4 * state, to)
-    return result
+    for block in (f"encoder.blocks.{layer}" for layer in range(dims.n_audio_layer)):
+        result |= _self_attention(block, audio, to) | _mlp(block, audio, to)
+    blocks = [
+        _self_attention(block, text, to) | _cross_attention(block, text, to) | _mlp(block, text, to)
+        for block in (f"decoder.blocks.{layer}" for layer in range(dims.n_text_layer))
+    ]
+    if device == "gpu":
+        return result | {name: recipe for block in blocks for name, recipe in block.items()}
+    return result | _stacked("decoder.blocks", blocks)
 
 
 def pack(checkpoint: Checkpoint, dtype: str, device: str = "cpu") -> dict[str, np.ndarray]:
@@ -194,6 +191,8 @@ def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def _cook(name: str, recipe: Recipe, checkpoint: Checkpoint) -> np.ndarray:
+    if recipe.layers:
+        return np.stack([_cook(name, layer, checkpoint) for layer in recipe.layers])
     present = [checkpoint.tensors[source] for source in recipe.sources if source]
     parts = [checkpoint.tensors[source] if source else np.zeros_like(present[0]) for source in recipe.sources]
     stack = np.concatenate(parts) if len(parts) > 1 else parts[0]
@@ -238,6 +237,42 @@ def _vocabulary(name: str, tokens: int, state: int, to: Format) -> dict[str, Rec
 
 def _of_rounded(values: np.ndarray, pack: Callable[[np.ndarray], np.ndarray], dtype: str) -> np.ndarray:
     return pack(cast(values, dtype))
+
+
+def _stacked(prefix: str, blocks: Sequence[dict[str, Recipe]]) -> dict[str, Recipe]:
+    """The blocks' weights one behind the other, without the block's number in their names: one op reads all of them."""
+    result = {}
+    for recipes_of_one in zip(*(block.items() for block in blocks), strict=True):
+        part = recipes_of_one[0][0].removeprefix(f"{prefix}.0.")
+        layers = tuple(recipe for _, recipe in recipes_of_one)
+        first = layers[0]
+        result[f"{prefix}.{part}"] = Recipe((len(layers), *first.shape), first.dtype, (), first.pack, layers)
+    return result
+
+
+def _self_attention(block: str, state: int, to: Format) -> dict[str, Recipe]:
+    return {
+        **_layer_norm(f"{block}.attn_ln", state, to),
+        **_fused(f"{block}.attn", "qkv", state, to),
+        **_linear(f"{block}.attn.out", state, state, to),
+    }
+
+
+def _cross_attention(block: str, state: int, to: Format) -> dict[str, Recipe]:
+    return {
+        **_layer_norm(f"{block}.cross_attn_ln", state, to),
+        **_linear(f"{block}.cross_attn.query", state, state, to),
+        **_fused(f"{block}.cross_attn", "kv", state, to),
+        **_linear(f"{block}.cross_attn.out", state, state, to),
+    }
+
+
+def _mlp(block: str, state: int, to: Format) -> dict[str, Recipe]:
+    return {
+        **_layer_norm(f"{block}.mlp_ln", state, to),
+        **_linear(f"{block}.mlp.0", 4 * state, state, to),
+        **_linear(f"{block}.mlp.2", state, 4 * state, to),
+    }
 
 
 def _layer_norm(name: str, state: int, to: Format) -> dict[str, Recipe]:

@@ -1,12 +1,13 @@
 """What a token may be, given those before it: openai-whisper's logit filters as four integers per row.
 
-The kernel that picks a token sees the logits and knows no rules; Python knows the rules and sees no logits.
-`TokenRules` says what the filters would leave of the vocabulary, which falls into three runs of ids: text, specials
-from the end of text on, and timestamps::
+The kernel that picks a token sees the logits; what it may pick is said here. `TokenRules` says what the filters would
+leave of the vocabulary, which falls into three runs of ids: text, specials from the end of text on, and timestamps::
 
     0 ............ eot ......... timestamp_begin ............ n_vocab
       text         |  specials   |  <|0.00|> ... <|30.00|>
           [text_begin ...........)     [from ... to)              minus whatever the mask suppresses
+
+A decoder that takes several steps at once follows the same rules by itself: `kernels/decoder/said.mojo`.
 """
 
 from collections.abc import Sequence
@@ -77,6 +78,19 @@ class TokenRules:
         if len(sampled) == 1 or sampled[-2] >= begin:  # a segment just began: text
             return bits, 0, begin, begin
         return bits, self._text_end, latest, self._n_vocab  # a segment just ended: the next begins, or all ends
+
+    def said(self, sampled: Sequence[int], ended: bool) -> tuple[int, int, int]:
+        """Tells what a decoder must know to go on by itself: `kernels/decoder/said.mojo` has the same rules as `next`.
+
+        Args:
+            sampled: As for `next`.
+            ended: Whether the row has ended, which stands for one more token, the end of text.
+
+        Returns:
+            The token before the newest, the newest, the newest timestamp; -1 where there is none.
+        """
+        before, newest = [-1, -1, *sampled, *([self._text_end] if ended else [])][-2:]
+        return before, newest, next((token for token in reversed(sampled) if token >= self._timestamp_begin), -1)
 
 
 def _suppressed(dims: ModelDimensions, tokenizer: Tokenizer, options: DecodingOptions) -> list[int]:

@@ -119,15 +119,6 @@ def execute(model: Model, *inputs: np.ndarray | Buffer) -> list[Buffer]:
         return model._execute_device_tensors(buffers)
 
 
-def repeat(model: Model, inputs: list[Buffer]) -> list[Buffer]:
-    """Runs a graph on a CPU once more, on the same buffers: `execute` without what was settled the first time.
-
-    Raises:
-        ValueError: A kernel refuses an input.
-    """
-    return model._execute_device_tensors(inputs)
-
-
 def capture(model: Model, key: int, *inputs: Buffer) -> list[Buffer]:
     """Makes a device graph of all that a loaded graph launches on a GPU, without running it.
 
@@ -182,6 +173,20 @@ def room_for(what: str) -> Iterator[None]:
             f"the GPU's memory is full: {what} did not fit; use a smaller model, dtype float16, fewer windows at once, "
             "or end other programs on the GPU"
         ) from error
+
+
+def put(array: np.ndarray | Buffer, device: Device) -> Buffer:
+    """Puts an array on a device: on a GPU a copy, on a CPU the array itself.
+
+    Raises:
+        ValueError: The array is not contiguous.
+        DeviceError: The GPU's memory is full.
+    """
+    buffer = as_buffer(array)
+    if device.is_host:
+        return buffer
+    with room_for(f"an input of shape {tuple(buffer.shape)}"):
+        return buffer.to(device)
 
 
 def rows(buffer: Buffer, begin: int, end: int) -> Buffer:

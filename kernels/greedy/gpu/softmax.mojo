@@ -14,7 +14,7 @@ from std.memory import bitcast
 from ...data import Data
 from ...gpu.memory import Shared, shared_memory
 from ...gpu.reduce import warp_max, warp_min, warp_sum
-from ..cpu import NO_TOKEN
+from ..softmax import NO_TOKEN
 from .logits import TOKENS, place
 
 comptime MERGING_THREADS = 128

@@ -16,6 +16,9 @@ from max_whisper.errors import CheckpointError
 BFLOAT16 = "bfloat16"
 """Element type without a NumPy counterpart: such arrays are widened to float32, which is exact, and so are copies."""
 
+_MOST_DIMENSIONS = 4
+"""Of a weight: the matrices of all blocks, in panels."""
+
 
 class MappedBytes:
     """The bytes of a file, or of several files that continue one another, as one read-only range.
@@ -59,8 +62,10 @@ class MappedBytes:
         Raises:
             CheckpointError: The files end before the array does, or the shape is none of a weight.
         """
-        if len(shape) > 3 or 0 in shape:
-            raise CheckpointError(f"{self.name}: {what} is {shape}, expected at most 3 dimensions and none of size 0")
+        if len(shape) > _MOST_DIMENSIONS or 0 in shape:
+            raise CheckpointError(
+                f"{self.name}: {what} is {shape}, expected at most {_MOST_DIMENSIONS} dimensions and none of size 0"
+            )
         data = np.frombuffer(self.read(start, n_bytes(shape, dtype), what), _element(dtype)).reshape(shape)
         data.flags.writeable = False
         return (data.astype(np.uint32) << 16).view(np.float32) if dtype == BFLOAT16 else data

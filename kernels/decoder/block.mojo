@@ -1,11 +1,11 @@
-"""A block of the decoder on a CPU, as one op: its twelve kernels are loops of one team of threads.
+"""A block of the decoder on a CPU: its twelve kernels are loops of one team of threads.
 
     y = x + out(causal attention over the KV cache(qkv(norm(x))))
     y = y + out(attention over the audio(query(norm(y))))
     y = y + mlp.2(gelu(mlp.0(norm(y))))                        (Radford et al., arXiv:2212.04356, section 2.2)
 
-Shapes: x and y (B, T, d); what flows between the kernels lies in scratch of (B*T, d) and (B*T, 4*d) elements, which one row
-keeps in the first cache.
+Shapes: x (B, T, d) becomes y; what flows between the kernels lies in scratch of (B*T, d) and (B*T, 4*d) elements, which one
+row keeps in the first cache.
 
 A decoding step has one row for each window, and none of these kernels keeps a core busy for more than a few
 microseconds: as ops of their own, a third of a step went by with threads that woke up and waited for each other. A team meets
@@ -22,11 +22,11 @@ from std.memory.alloc import unsafe_alloc
 
 from ..attention.cpu import Attention, attend
 from ..attention.heads import store_heads
-from ..attention.pairs import Pairs, may_pair
+from ..attention.pairs import Pairs
 from ..attention.strip import HEAD
 from ..attention.strip_float32 import Float32Strips
 from ..cpu.matmul import multiply
-from ..cpu.threads import Team, in_team
+from ..cpu.threads import Team
 from ..cpu.tile import is_rounded
 from ..data import Data
 from ..layer_norm.cpu import layer_norm
@@ -65,9 +65,45 @@ struct Cache[cache_type: DType](TrivialRegisterPassable):
     """C."""
 
 
+struct Scratch(TrivialRegisterPassable):
+    """What flows between the kernels of a block, for some rows."""
+
+    var normed: Data[DType.float32]
+    """(B*T, d)."""
+    var attended: Data[DType.float32]
+    """(B*T, d)."""
+    var wide: Data[DType.float32]
+    """(B*T, 4*d)."""
+    var pairs: Pairs
+    """Keys and values of the audio in pairs, where they are wanted."""
+
+    def __init__(out self, rows: Int, d: Int, pairs: Pairs):
+        """Takes room; `free` is to be called.
+
+        Args:
+            rows: B*T.
+            d: Elements of a row.
+            pairs: Is given back with the rest.
+        """
+        self.normed = unsafe_alloc[Float32](rows * d, alignment=64)
+        self.attended = unsafe_alloc[Float32](rows * d, alignment=64)
+        self.wide = unsafe_alloc[Float32](rows * 4 * d, alignment=64)
+        self.pairs = pairs
+
+    def free(self):
+        """Gives it back."""
+        self.normed.unsafe_free()
+        self.attended.unsafe_free()
+        self.wide.unsafe_free()
+        self.pairs.free()
+
+
 @fieldwise_init
 struct DecoderBlock[weight_type: DType, cache_type: DType, audio_type: DType](TrivialRegisterPassable):
     """The weights, caches and sizes of one block."""
+
+    comptime LOOPS = 13
+    """Loops that a block shares at most: pairs, if they are made, are one of their own."""
 
     comptime _rounded = is_rounded[Self.weight_type]
 
@@ -93,52 +129,45 @@ struct DecoderBlock[weight_type: DType, cache_type: DType, audio_type: DType](Tr
     """The KV cache, updated in place."""
     var audio: Cache[Self.audio_type]
     """Keys and values of the audio."""
-    var past: Data[DType.int32]
-    """(B), the keys that each row of the KV cache holds."""
     var batch: Int
     """B."""
-    var length: Int
-    """T."""
     var heads: Int
     """H."""
     var epsilon: Float32
     """Added to variances."""
 
-    def run(self, y: Data[DType.float32], x: Data[DType.float32]):
-        """Computes y, (B, T, d), from x, (B, T, d), on all threads."""
+    def run(self, x: Data[DType.float32], past: Data[DType.int32], length: Int, scratch: Scratch, team: Team):
+        """Adds to x, (B, T, d), what the three parts compute: `LOOPS` loops of a team.
+
+        Args:
+            x: The residual stream.
+            past: (B), the keys that each row of the KV cache holds.
+            length: T.
+            scratch: Room for so many rows.
+            team: One of its threads.
+        """
         var d = self.heads * HEAD
-        var rows = self.batch * self.length
-        var normed = unsafe_alloc[Float32](rows * d, alignment=64)
-        var attended = unsafe_alloc[Float32](rows * d, alignment=64)
-        var wide = unsafe_alloc[Float32](rows * 4 * d, alignment=64)
-        var pairs = Pairs(
-            may_pair[Self.audio_type](Self._rounded), self.batch * self.heads, self.audio.capacity, self.length
-        )
+        var rows = self.batch * length
+        var normed = scratch.normed
+        var attended = scratch.attended
+        var wide = scratch.wide
 
-        @always_inline
-        def member(team: Team) {imm}:
-            self._normalise(normed, x, self.norm, team)
-            self._linear(wide, normed, self.qkv, d, 3 * d, team)
-            self._attend_to_text(attended, wide, team)
-            self._linear[add_residual=True](y, attended, self.out, d, d, team, x)
+        self._normalise(normed, x, self.norm, rows, team)
+        self._linear(wide, normed, self.qkv, rows, d, 3 * d, team)
+        self._attend_to_text(attended, wide, past, length, team)
+        self._linear[add_residual=True](x, attended, self.out, rows, d, d, team)
 
-            self._normalise(normed, y, self.cross_norm, team)
-            self._linear(wide, normed, self.cross_query, d, d, team)
-            self._attend_to_audio(attended, wide, pairs, team)
-            self._linear[add_residual=True](y, attended, self.cross_out, d, d, team, y)
+        self._normalise(normed, x, self.cross_norm, rows, team)
+        self._linear(wide, normed, self.cross_query, rows, d, d, team)
+        self._attend_to_audio(attended, wide, length, scratch.pairs, team)
+        self._linear[add_residual=True](x, attended, self.cross_out, rows, d, d, team)
 
-            self._normalise(normed, y, self.mlp_norm, team)
-            self._linear[gelu=True](wide, normed, self.mlp_in, d, 4 * d, team)
-            self._linear[add_residual=True](y, wide, self.mlp_out, 4 * d, d, team, y)
+        self._normalise(normed, x, self.mlp_norm, rows, team)
+        self._linear[gelu=True](wide, normed, self.mlp_in, rows, d, 4 * d, team)
+        self._linear[add_residual=True](x, wide, self.mlp_out, rows, 4 * d, d, team)
 
-        in_team(member, 13)  # pairs, if they are made, are a loop of their own
-        normed.unsafe_free()
-        attended.unsafe_free()
-        wide.unsafe_free()
-        pairs.free()
-
-    def _normalise(self, output: Data[DType.float32], x: Data[DType.float32], norm: Norm, team: Team):
-        layer_norm(output, x, norm.gamma, norm.beta, self.batch * self.length, self.heads * HEAD, self.epsilon, team)
+    def _normalise(self, output: Data[DType.float32], x: Data[DType.float32], norm: Norm, rows: Int, team: Team):
+        layer_norm(output, x, norm.gamma, norm.beta, rows, self.heads * HEAD, self.epsilon, team)
 
     def _linear[
         gelu: Bool = False, add_residual: Bool = False
@@ -147,17 +176,25 @@ struct DecoderBlock[weight_type: DType, cache_type: DType, audio_type: DType](Tr
         output: Data[DType.float32],
         x: Data[DType.float32],
         layer: Layer[Self.weight_type],
+        rows: Int,
         depth: Int,
         columns: Int,
         team: Team,
-        residual: Data[DType.float32] = Data[DType.float32].unsafe_dangling(),
     ):
+        """Writes to the output, or adds to it."""
         var epilogue = BiasEpilogue[DType.float32, gelu, add_residual, Self._rounded](
-            output, layer.bias, residual, columns
+            output, layer.bias, output, columns
         )
-        multiply(x, depth, layer.weight, self.batch * self.length, columns, depth, epilogue, team)
+        multiply(x, depth, layer.weight, rows, columns, depth, epilogue, team)
 
-    def _attend_to_text(self, output: Data[DType.float32], rows: Data[DType.float32], team: Team):
+    def _attend_to_text(
+        self,
+        output: Data[DType.float32],
+        rows: Data[DType.float32],
+        past: Data[DType.int32],
+        length: Int,
+        team: Team,
+    ):
         var width = 3 * self.heads * HEAD
         var cache = self.text
         store_heads(
@@ -166,10 +203,10 @@ struct DecoderBlock[weight_type: DType, cache_type: DType, audio_type: DType](Tr
             cache.capacity,
             rows,
             width,
-            self.past,
+            past,
             self.batch,
             self.heads,
-            self.length,
+            length,
             team,
         )
         Attention[Float32Strips[DType.float32, Self.cache_type]](
@@ -179,13 +216,15 @@ struct DecoderBlock[weight_type: DType, cache_type: DType, audio_type: DType](Tr
             cache.keys,
             cache.values,
             cache.capacity,
-            self.past,
+            past,
             self.batch,
             self.heads,
-            self.length,
+            length,
         ).run[causal=True](team)
 
-    def _attend_to_audio(self, output: Data[DType.float32], queries: Data[DType.float32], pairs: Pairs, team: Team):
+    def _attend_to_audio(
+        self, output: Data[DType.float32], queries: Data[DType.float32], length: Int, pairs: Pairs, team: Team
+    ):
         attend[rounded=Self._rounded](
             output,
             queries,
@@ -195,7 +234,7 @@ struct DecoderBlock[weight_type: DType, cache_type: DType, audio_type: DType](Tr
             self.audio.capacity,
             self.batch,
             self.heads,
-            self.length,
+            length,
             pairs,
             team,
         )

@@ -1,0 +1,65 @@
+"""Keys and values of the audio, for cross-attention of all blocks of the decoder: once for each window.
+
+    keys[l], values[l] = states W[l]^T + b[l]                                        (Radford et al., arXiv:2212.04356, section 2.2)
+
+Shapes: states (B, S, d), W[l] packed, (2*d, d), b[l] (2*d); keys and values (L, B, H, ...) as attention reads them: `heads.mojo`, or
+`bytes.mojo`. The rows of one block (B, S, 2*d) pass through scratch, which all blocks use in turn.
+
+Cost: 4*L*B*S*d^2 operations; the states and the rows are moved L times, and each key and value is written once.
+"""
+
+from std.memory.alloc import unsafe_alloc
+
+from ..attention.bytes import byte_rows
+from ..attention.heads import store_heads
+from ..attention.strip import HEAD
+from ..cpu.matmul import multiply
+from ..cpu.threads import Workers
+from ..cpu.tile import is_rounded
+from ..data import Data
+from ..linear.cpu import BiasEpilogue
+from .block import Layer
+
+
+def audio_heads[
+    weight_type: DType, cache_type: DType, W: Workers, //
+](
+    keys: Data[cache_type],
+    keys_size: Int,
+    values: Data[cache_type],
+    values_size: Int,
+    states: Data[DType.float32],
+    layers: List[Layer[weight_type]],
+    batch: Int,
+    length: Int,
+    heads: Int,
+    workers: W,
+):
+    """Computes keys and values of all blocks.
+
+    Args:
+        keys: Of all blocks, one behind the other.
+        keys_size: Elements of one block's.
+        values: Of all blocks.
+        values_size: Elements of one block's.
+        states: `batch x length x heads * 64`.
+        layers: Of each block the layer that makes keys and values.
+        batch: B.
+        length: S.
+        heads: H.
+        workers: The threads.
+    """
+    var d = heads * HEAD
+    var rows = unsafe_alloc[Float32](batch * length * 2 * d, alignment=64)
+    for i in range(len(layers)):
+        var epilogue = BiasEpilogue[DType.float32, False, False, is_rounded[weight_type]](
+            rows, layers[i].bias, rows, 2 * d
+        )
+        multiply(states, d, layers[i].weight, batch * length, 2 * d, d, epilogue, workers)
+        var k = keys.unsafe_offset(i * keys_size)
+        var v = values.unsafe_offset(i * values_size)
+        comptime if cache_type == DType.int8:
+            byte_rows(k.unsafe_bitcast[Int8](), v.unsafe_bitcast[Int8](), rows, 2 * d, batch, heads, length, workers)
+        else:
+            store_heads(k, v, length, rows, 2 * d, None, batch, heads, length, workers)
+    rows.unsafe_free()
