@@ -8,7 +8,7 @@ by Cauchy and Schwarz: error[v] is the norm of what rounding took from token v, 
 x is rounded to 12, so its part of the bound is a hundredth, or to 8 where there is an instruction for bytes: a fifth.
 
     panel: 16 tokens          +--------+--------+---------------+----------------------------------+
-    rows of 64 bytes          | errors | norms  | scales, half  | 4 rows for each group: in a row  |
+    rows of 64 bytes          | errors | norms  | scales, half  | 8 rows for each group: in a row  |
                               |        |        | a row a group | 8 neighbouring k of each token   |
                               +--------+--------+---------------+----------------------------------+
 
@@ -16,7 +16,7 @@ A word of 4 bytes holds 8 k of a token, two in each of four shifts: they meet x 
 `operand.mojo` do that are int16 (vpmaddwd, of which every CPU has a kind), and sum up in int32 over a group. Or four at a
 time, as bytes n + 8 without sign (vpdpbusd), in a third of the instructions; then a group's sum begins with -8 sum x.
 
-Cost for B rows: 2*B*V*D operations, V * (D / 2 + D / 16 + 26) bytes: 12.7 MB for tiny, where float16 has 39.8.
+Cost for B rows: 2*B*V*D operations, V * (D / 2 + D / 32 + 8) bytes: 11 MB for tiny, where float16 has 39.8.
 """
 
 from std.collections import Array
@@ -32,7 +32,7 @@ from ..cpu.tile import PANEL, VECTORS, WIDTH, widened
 from ..data import Data
 from .states import States, StoreEpilogue
 
-comptime GROUP = 32
+comptime GROUP = 64
 """Columns that share a scale."""
 
 comptime ROW_BYTES = 4 * PANEL
@@ -166,8 +166,8 @@ def _round(
     """Rounds a row to integers, in the order in which the screen has its columns.
 
     Args:
-        x: `groups * 32` numbers.
-        depth: Columns whose error counts: what is behind repeats some of them, or is 0.
+        x: `groups * GROUP` numbers.
+        depth: Columns whose error counts: what is behind is 0.
         groups: Groups.
         scale: What a step of the integers stands for.
         rounded: Receives the integers.
@@ -216,9 +216,9 @@ struct Screen(TrivialRegisterPassable):
     var rows: Int
     """States."""
     var _x: Data[DType.float32]
-    """`rows x (groups * 32 + 1)`: R h and m h."""
+    """`rows x (groups * GROUP + 1)`: R h and m h."""
     var _rounded: Data[DType.int32]
-    """`rows x groups * 32` int16 or int8."""
+    """`rows x groups * GROUP` int16 or int8."""
     var _starts: Data[DType.int32]
     """`rows x groups`: -8 times the sum of a group's bytes."""
     var _scales: Data[DType.float32]
@@ -281,7 +281,7 @@ struct Screen(TrivialRegisterPassable):
                 var lost = _round(x, states.depth, self.groups, scale, rounded, starts)
                 self._errors[unsafe_offset=row] = sqrt(lost) * _SLACK
                 var squares = Float32(0)
-                for k in range(states.depth):  # what is behind repeats some of it, or is 0
+                for k in range(states.depth):  # what is behind is 0
                     squares += x[unsafe_offset=k] * x[unsafe_offset=k]
                 self._norms[unsafe_offset=row] = sqrt(squares)
 

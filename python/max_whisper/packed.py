@@ -24,7 +24,7 @@ from max_whisper.packing import cast, pack_conv1d, pack_linear, packed_shape
 ALIGNMENT = 64
 """Bytes: where a tensor may begin, so that no register load crosses a cache line."""
 
-LAYOUT_VERSION = 5
+LAYOUT_VERSION = 6
 """Part of the file's name; grows with every change of the layout."""
 
 

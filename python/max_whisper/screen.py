@@ -7,12 +7,11 @@ rougher the copy, the less is read of it and the more rows remain, so it is made
     e[v] h = m h + (e[v] - m) R^-1 (R h)          m: the mean row, which would need most of the bits
     R = diag(c) Q^T                               the columns of Q are the principal axes of the rows around m
 
-Columns of (e - m) R^-1 come in the order of their spread. 32 neighbours of a row make a group, n * scale with n = -8 ... 7,
+Columns of (e - m) R^-1 come in the order of their spread. 64 neighbours of a row make a group, n * scale with n = -8 ... 7,
 which suits them well, as they are alike. c is the root of the spread: it shares each column's spread evenly with R h, whose
-norm is part of the bound. What rounding leaves of the first group, the widest by far, is a group of its own at the end of
-the row; for it R repeats its first 32 rows. m and R are rounded to float16 before anything is computed with them.
+norm is part of the bound. m and R are rounded to float16 before anything is computed with them.
 
-For tiny, 4.6 bits a number leave 4 of 51,864 rows in a median step, where the bits and bounds of the rows as they are would
+For tiny, 4.4 bits a number leave 3 of 51,864 rows in a median step, where the bits and bounds of the rows as they are would
 leave nearly all.
 """
 
@@ -20,11 +19,8 @@ import numpy as np
 
 from max_whisper.packing import PANEL, pack_linear
 
-GROUP = 32
+GROUP = 64
 """Columns that share a scale; the same number as GROUP in kernels/greedy/screen.mojo."""
-
-REFINED = 1
-"""Groups whose rounding error is a group of its own."""
 
 _NARROWEST = 1e-3
 """Least spread of a column, as a part of the widest one's: vocabularies of few tokens have columns without any."""
@@ -37,8 +33,8 @@ _BATCH = 256 * PANEL
 
 
 def groups(depth: int) -> int:
-    """Groups of a row, the refined ones twice."""
-    return -(-depth // GROUP) + REFINED
+    """Groups of a row."""
+    return -(-depth // GROUP)
 
 
 def rotation_shape(depth: int) -> tuple[int, ...]:
@@ -49,7 +45,7 @@ def rotation_shape(depth: int) -> tuple[int, ...]:
 def screen_shape(tokens: int, depth: int) -> tuple[int, ...]:
     """Shape of a vocabulary's screen: for 16 tokens, rows of 64 bytes."""
     count = groups(depth)
-    return -(-tokens // PANEL), 2 + -(-count // 2) + 4 * count, 4 * PANEL
+    return -(-tokens // PANEL), 2 + -(-count // 2) + GROUP // 8 * count, 4 * PANEL
 
 
 def pack_rotation(vocabulary: np.ndarray) -> np.ndarray:
@@ -59,14 +55,12 @@ def pack_rotation(vocabulary: np.ndarray) -> np.ndarray:
         vocabulary: (V, D), finite.
 
     Returns:
-        32 rows for each group, those of R and those that it repeats, then m, packed as a linear layer of float16,
-        `rotation_shape(D)`.
+        R, filled up to whole groups, then m, packed as a linear layer of float16, `rotation_shape(D)`.
     """
     mean, rotation = _frame(vocabulary)
-    count, depth = groups(len(mean)), len(mean)
-    rows = np.zeros((count * GROUP + 1, depth), np.float16)
+    depth = len(mean)
+    rows = np.zeros((groups(depth) * GROUP + 1, depth), np.float16)
     rows[:depth], rows[-1] = rotation, mean
-    rows[(count - REFINED) * GROUP : -1] = rows[: REFINED * GROUP]
     return pack_linear(rows, "float16")
 
 
@@ -78,7 +72,7 @@ def pack_screen(vocabulary: np.ndarray) -> np.ndarray:
 
     Returns:
         `screen_shape(V, D)` int8. 16 tokens are a panel of rows of 64 bytes: the norms of their rounding errors and the
-        norms of what they are rounded to, 16 float32 each; the groups' scales, 16 float16 each; the groups, four rows
+        norms of what they are rounded to, 16 float32 each; the groups' scales, 16 float16 each; the groups, eight rows
         each, of which a row holds 8 neighbouring columns of the 16 tokens in 4 bytes each.
     """
     tokens, depth = vocabulary.shape
@@ -94,7 +88,7 @@ def pack_screen(vocabulary: np.ndarray) -> np.ndarray:
 
 
 def _frame(vocabulary: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean row (D,) and R (D, D) without the rows that it repeats, float16."""
+    """The mean row (D,) and R (D, D), float16."""
     mean = vocabulary.mean(axis=0, dtype=np.float32).astype(np.float16)
     centred = vocabulary.astype(np.float32) - mean
     spread, axes = np.linalg.eigh((centred.T @ centred).astype(np.float64))
@@ -111,9 +105,6 @@ def _pack(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     wanted = padded.reshape(len(padded), -1, GROUP)
     numbers, scales = _round(wanted)
     rounded = numbers * scales
-    again, their_scales = _round(wanted[:, :REFINED] - rounded[:, :REFINED])
-    rounded[:, :REFINED] += again * their_scales
-    numbers, scales = np.concatenate([numbers, again], 1), np.concatenate([scales, their_scales], 1)
 
     def norm(x: np.ndarray) -> np.ndarray:
         return np.sqrt((x * x).sum(axis=(1, 2))).reshape(-1, 1, PANEL).view(np.int8)
