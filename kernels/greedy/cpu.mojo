@@ -37,25 +37,36 @@ def filter_of(rule: SIMD[DType.int32, 4], timestamp_begin: Int) -> Filter:
     )
 
 
-def picked(search: Search, row: Int) raises -> Softmax:
+def best_of(search: Search, row: Int) -> Softmax:
     """What a search has found for a state: index is the token, the log of its probability is -log(total).
 
     Args:
         search: All of its threads have searched.
         row: The state, whose filter leaves text and timestamps.
 
-    Raises:
-        The state has no token that is allowed, or its logits are not finite.
+    Returns:
+        The softmax of what is allowed; see `require_best`.
     """
     var text = search.softmax(row, 0)
     var timestamps = search.softmax(row, 1)
-    if search.filters[row].weigh and timestamps.largest + log(timestamps.total) > text.largest:
+    if search.filters[unsafe_offset=row].weigh and timestamps.largest + log(timestamps.total) > text.largest:
         text = Softmax.empty()
-    var allowed = text.merge(timestamps)
-    if allowed.total == 0:
+    return text.merge(timestamps)
+
+
+def require_best(total: Float32, row: Int) raises:
+    """Raises unless what a search has found is a token.
+
+    Args:
+        total: Of the softmax of what is allowed.
+        row: The state.
+
+    Raises:
+        The state has no token that is allowed, or its logits are not finite.
+    """
+    if total == 0:
         raise Error("greedy: the rules of row ", row, " suppress every token")
-    _require_finite(allowed.total, row, "greedy")
-    return allowed
+    _require_finite(total, row, "greedy")
 
 
 def _require_finite(total: Float32, row: Int, op: StaticString) raises:
@@ -97,18 +108,17 @@ def greedy[
     Raises:
         A row has no token that is allowed, or its logits are not finite.
     """
-    var filters = List[Filter](capacity=batch)
+    var search = Search(batch, depth, suppress_mask, vocabulary)
     for b in range(batch):
-        filters.append(filter_of(rules.unsafe_load[width=4](4 * b), timestamp_begin))
-    var search = Search(States(batch, depth), filters^, suppress_mask, vocabulary)
+        search.filters[unsafe_offset=b] = filter_of(rules.unsafe_load[width=4](4 * b), timestamp_begin)
     _search(search, hidden, at, batch, length)
     try:
         for b in range(batch):
-            var best = picked(search, b)
+            var best = best_of(search, b)
+            require_best(best.total, b)
             picked_tokens[unsafe_offset=b] = best.index
             log_probs[unsafe_offset=b] = -log(best.total)
     finally:
-        search.states.free()
         search.free()
 
 
@@ -161,7 +171,9 @@ def token_probability[
         return
     var everything = Filter(0, SIMD[DType.int32, 2](0), SIMD[DType.int32, 2](Int32(vocabulary.tokens), 0), False)
     var no_mask = Data[DType.uint8].unsafe_dangling()
-    var search = Search(States(count, depth), List[Filter](length=count, fill=everything), no_mask, vocabulary)
+    var search = Search(count, depth, no_mask, vocabulary)
+    for row in range(count):
+        search.filters[unsafe_offset=row] = everything
     _search(search, hidden, at, batch, length)
     try:
         var row = 0
@@ -173,7 +185,6 @@ def token_probability[
                 probabilities[unsafe_offset=b] = exp(logit - every.largest) / every.total
                 row += 1
     finally:
-        search.states.free()
         search.free()
 
 

@@ -133,16 +133,16 @@ struct Vocabulary[dtype: DType](TrivialRegisterPassable):
     """V."""
 
 
-struct Search[dtype: DType](Movable):
+struct Search[dtype: DType](TrivialRegisterPassable):
     """Room for a search, which is made again and again, of as many states each time; `free` is to be called."""
 
-    comptime LOOPS = 4
+    comptime LOOPS = 5
     """Loops that a search shares."""
 
     var states: States
     """The hidden states, to be filled before a search."""
-    var filters: List[Filter]
-    """For each state which tokens take part."""
+    var filters: Pointer[Filter, MutUntrackedOrigin]
+    """For each state which tokens take part; to be filled in, too."""
     var mask: Data[DType.uint8]
     """The bits that suppress each token; read only for states whose filter suppresses."""
     var vocabulary: Vocabulary[Self.dtype]
@@ -152,24 +152,21 @@ struct Search[dtype: DType](Movable):
     var _stride: Int
     var _found: Pointer[Found, MutUntrackedOrigin]
     var _chunks: Int
+    var _floors: Pointer[SIMD[DType.float32, 2], MutUntrackedOrigin]
+    """What an upper bound must reach, in either range of each state, for a token to be read."""
 
-    def __init__(
-        out self,
-        states: States,
-        var filters: List[Filter],
-        mask: Data[DType.uint8],
-        vocabulary: Vocabulary[Self.dtype],
-    ):
+    def __init__(out self, count: Int, depth: Int, mask: Data[DType.uint8], vocabulary: Vocabulary[Self.dtype]):
         """Takes room.
 
         Args:
-            states: Room for hidden states.
-            filters: For each state which tokens take part.
+            count: States.
+            depth: D.
             mask: The bits that suppress each token, V.
             vocabulary: What is searched.
         """
+        var states = States(count, depth)
         self.states = states
-        self.filters = filters^
+        self.filters = unsafe_alloc[Filter](count)
         self.mask = mask
         self.vocabulary = vocabulary
         self._screen = Screen(vocabulary.screen, vocabulary.groups, states.count)
@@ -177,9 +174,13 @@ struct Search[dtype: DType](Movable):
         self._chunks = ceildiv(self._stride, COLUMNS)
         self._rough = unsafe_alloc[Float32](states.count * self._stride, alignment=64)
         self._found = unsafe_alloc[Found](states.count * 2 * self._chunks)
+        self._floors = unsafe_alloc[SIMD[DType.float32, 2]](states.count)
 
     def free(self):
         """Gives the room back."""
+        self.states.free()
+        self.filters.unsafe_free()
+        self._floors.unsafe_free()
         self._screen.free()
         self._rough.unsafe_free()
         self._found.unsafe_free()
@@ -202,7 +203,7 @@ struct Search[dtype: DType](Movable):
                 var panel = chunk * CHUNK
                 self._screen.rough(panel, panel + size // PANEL, self._rough.unsafe_offset(first), self._stride)
                 for row in range(states.count):
-                    var filter = self.filters[row]
+                    var filter = self.filters[unsafe_offset=row]
                     var x = self._rough.unsafe_offset(row * self._stride + first)
                     bounds.fill(self._screen, x, row, first, size)
                     for which in range(2):
@@ -223,9 +224,13 @@ struct Search[dtype: DType](Movable):
 
         self._screen.turn(states, self.vocabulary.rotation, team)
         team.share(look, self._chunks)
-        var floors = List[SIMD[DType.float32, 2]](capacity=states.count)
-        for row in range(states.count):
-            floors.append(self._floors(row))
+
+        @always_inline
+        def raise_floors(begin: Int, end: Int) {imm}:
+            for row in range(begin, end):
+                self._floors[unsafe_offset=row] = self._floor(row)
+
+        team.share(raise_floors, states.count)
 
         @always_inline
         def read(begin: Int, end: Int) {imm}:
@@ -235,8 +240,8 @@ struct Search[dtype: DType](Movable):
                 for row in range(states.count):
                     for which in range(2):
                         var place = self._of(row, which).unsafe_offset(chunk)
-                        var floor = floors[row][which]
-                        var filter = self.filters[row]
+                        var floor = self._floors[unsafe_offset=row][which]
+                        var filter = self.filters[unsafe_offset=row]
                         var low, count = _range(filter, which, chunk, tokens)
                         if count <= 0 or not place[].upper.largest >= floor:
                             continue
@@ -259,9 +264,9 @@ struct Search[dtype: DType](Movable):
             result = result.merge(self._of(row, which)[unsafe_offset=chunk].softmax)
         return result
 
-    def _floors(self, row: Int) -> SIMD[DType.float32, 2]:
-        """What an upper bound must reach, in either range of a state, for a token to be read: the best lower bound, or the logit
-        of the token whose rough one is the largest, which is read for that. It is nearly always the larger."""
+    def _floor(self, row: Int) -> SIMD[DType.float32, 2]:
+        """The floors of a state: the best lower bound, or the logit of the token whose rough one is the largest, which is read
+        for that. It is nearly always the larger."""
         var best = SIMD[DType.float32, 2](Float32.MIN_FINITE)
         var together = Softmax.empty()
         for which in range(2):
@@ -276,7 +281,7 @@ struct Search[dtype: DType](Movable):
                     together = together.merge(part.upper)
             if top.index != NO_TOKEN:
                 best[which] = max(best[which], self.states.logit(row, self.vocabulary.rows, Int(top.index)))
-        var filter = self.filters[row]
+        var filter = self.filters[unsafe_offset=row]
         if filter.weigh and together.total > 0 and together.largest + log(together.total) >= best[0]:
             return SIMD[DType.float32, 2](best[0], Float32.MIN_FINITE)
         return SIMD[DType.float32, 2](best.reduce_max())
