@@ -22,6 +22,7 @@ def compare(
     flops: float,
     bytes: float,
     dtype: str = "float32",
+    repeats: int = 1,
 ) -> None:
     """Runs theirs, ours, ours, theirs, over and over, and leaves the medians in `benchmark.extra_info`.
 
@@ -35,6 +36,7 @@ def compare(
         flops: Operations in one call of ours.
         bytes: Bytes that one call of ours has to move.
         dtype: What many rows are multiplied with.
+        repeats: How often a call of either does that.
     """
     pair = min(_seconds(ours) + _seconds(theirs) for _ in range(2))
     times: list[float] = []
@@ -54,7 +56,7 @@ def compare(
         mine, other = metadata.stats.median, median(times)
         benchmark.extra_info |= {"ours_ms": mine * 1e3, "theirs_ms": other * 1e3, "ratio": other / mine}
         least, unit = ceilings().bound(flops, bytes, dtype)
-        rate = (flops if unit == "GFLOP/s" else bytes) / mine / 1e9
+        least, rate = repeats * least, repeats * (flops if unit == "GFLOP/s" else bytes) / mine / 1e9
         benchmark.extra_info |= {"rate": rate, "unit": unit, "percent": 100 * least / mine}
 
 

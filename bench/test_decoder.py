@@ -99,6 +99,7 @@ def test_decoder(benchmark, model, dtype):
         benchmark,
         call(decoder, *rows, *picks, *caches, *embeddings, *blocks),
         lambda: [one() for _ in range(STEPS)],
-        flops=STEPS * (2 * 14 * d * d + 4 * d * (PAST + AUDIO_CONTEXT)),
-        bytes=STEPS * sum(array.nbytes for array in [*caches[2:], *blocks]) + STEPS * 2 * cache().nbytes * d * PAST,
+        flops=2 * 14 * d * d + 4 * d * (PAST + AUDIO_CONTEXT),
+        bytes=sum(array.nbytes for array in [*caches[2:], *blocks]) + 2 * cache().nbytes * d * PAST,
+        repeats=STEPS,
     )
