@@ -8,8 +8,11 @@ One graph serves the prompt (T > 1) and every later step (T = 1): T is a symboli
 whose caches and weights lie one behind the other; a GPU runs the kernels of each block.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 from max.dtype import DType
-from max.graph import BufferType, DimLike, TensorType, TensorValue
+from max.graph import BufferType, DimLike, TensorType, TensorValue, Value
 
 from max_whisper import ops
 from max_whisper.config import ModelDimensions
@@ -49,7 +52,7 @@ def decoder_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) 
     and their log probabilities (B) float32.
     """
     device = weights.device
-    row_types = [
+    types: list[BufferType | TensorType] = [
         TensorType(DType.int32, ["batch", "length"], device=device),
         TensorType(DType.int32, ["batch"], device=device),
         TensorType(DType.int32, ["batch"], device=device),
@@ -57,45 +60,52 @@ def decoder_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) 
         TensorType(DType.uint8, [dims.n_vocab], device=device),
         TensorType(DType.int32, ["batch", 4], device=device),
     ]
-    run_types: list[BufferType | TensorType] = []
     if device.is_cpu():
-        run_types = [
+        types += [
             TensorType(DType.int32, ["batch", 3], device=device),
             BufferType(DType.int32, ["batch", "steps"], device=device),
             BufferType(DType.float32, ["batch", "steps"], device=device),
         ]
-    with module.graph("decoder", [*row_types, *run_types, *cache_types(dims, weights)]) as graph:
-        w = weights.at("decoder")
-        vocabulary = w["token_embedding.weight"]  # serves as embedding and for logits
-        tokens, past, last, no_speech_at, mask, rules = (value.tensor for value in graph.inputs[:6])
-        inputs = graph.inputs[6:]
-        if device.is_cpu():
-            screen = [w["token_embedding.rotation"], w["token_embedding.screen"]]
-            states = ops.decoder(
-                [tokens, past, last, rules, inputs[0].tensor, mask],
-                (inputs[1].buffer, inputs[2].buffer),
-                (inputs[3].buffer, inputs[4].buffer),
-                (inputs[5].tensor, inputs[6].tensor),
-                [vocabulary, *screen, w["positional_embedding"], w["ln.weight"], w["ln.bias"]],
-                [w[f"blocks.{layer}.{part}"] for layer in ops.DECODER_BLOCK for part in ("weight", "bias")],
-                audio_length=dims.n_audio_ctx,
-                end=dims.end_of_text,
-                timestamp_begin=dims.timestamp_begin,
-            )
-            picks = []
-        else:
-            screen = []
-            x = ops.embed(tokens, past, vocabulary, w["positional_embedding"], n_vocab=dims.n_vocab)
-            for layer in range(dims.n_text_layer):
-                keys, values, cross_keys, cross_values = inputs[4 * layer : 4 * layer + 4]
-                cache, cross = (keys.buffer, values.buffer), (cross_keys.tensor, cross_values.tensor)
-                x = decoder_block(x, past, cache, cross, w.at(f"blocks.{layer}"))
-            states = layer_norm(x, w.at("ln"))
-            picks = ops.greedy(states, last, vocabulary, mask, rules, timestamp_begin=dims.timestamp_begin)
-        silence = ops.token_probability(
-            states, no_speech_at, vocabulary, *screen, n_vocab=dims.n_vocab, token=dims.no_speech
-        )
-        graph.output(*picks, silence, states)
+    with module.graph("decoder", [*types, *cache_types(dims, weights)]) as graph:
+        build = _run_of_steps if device.is_cpu() else _step
+        graph.output(*build(graph.inputs, dims, weights.at("decoder")))
+
+
+def _run_of_steps(inputs: Sequence[Value[Any]], dims: ModelDimensions, w: Weights) -> list[TensorValue]:
+    """The decoder on a CPU."""
+    tokens, past, last, no_speech_at, mask, rules, said = (value.tensor for value in inputs[:7])
+    picked, log_probs, keys, values = (value.buffer for value in inputs[7:11])
+    audio_keys, audio_values = (value.tensor for value in inputs[11:])
+    vocabulary = [w[f"token_embedding.{part}"] for part in ("weight", "rotation", "screen")]
+    states = ops.decoder(
+        [tokens, past, last, rules, said, mask],
+        (picked, log_probs),
+        (keys, values),
+        (audio_keys, audio_values),
+        [*vocabulary, w["positional_embedding"], w["ln.weight"], w["ln.bias"]],
+        [w[f"blocks.{layer}.{part}"] for layer in ops.DECODER_BLOCK for part in ("weight", "bias")],
+        audio_length=dims.n_audio_ctx,
+        end=dims.end_of_text,
+        timestamp_begin=dims.timestamp_begin,
+    )
+    silence = ops.token_probability(states, no_speech_at, *vocabulary, n_vocab=dims.n_vocab, token=dims.no_speech)
+    return [silence, states]
+
+
+def _step(inputs: Sequence[Value[Any]], dims: ModelDimensions, w: Weights) -> list[TensorValue]:
+    """The decoder on a GPU."""
+    tokens, past, last, no_speech_at, mask, rules = (value.tensor for value in inputs[:6])
+    caches = inputs[6:]
+    vocabulary = w["token_embedding.weight"]  # serves as embedding and for logits
+    x = ops.embed(tokens, past, vocabulary, w["positional_embedding"], n_vocab=dims.n_vocab)
+    for layer in range(dims.n_text_layer):
+        keys, values, audio_keys, audio_values = caches[4 * layer : 4 * layer + 4]
+        cache, audio = (keys.buffer, values.buffer), (audio_keys.tensor, audio_values.tensor)
+        x = decoder_block(x, past, cache, audio, w.at(f"blocks.{layer}"))
+    states = layer_norm(x, w.at("ln"))
+    silence = ops.token_probability(states, no_speech_at, vocabulary, n_vocab=dims.n_vocab, token=dims.no_speech)
+    picks = ops.greedy(states, last, vocabulary, mask, rules, timestamp_begin=dims.timestamp_begin)
+    return [*picks, silence, states]
 
 
 def logits_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) -> None:

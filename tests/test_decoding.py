@@ -50,11 +50,11 @@ def test_rules_follow_from_what_was_said(name: str, without_timestamps: bool) ->
     dims, rules, rng = dimensions(name), rules_of(name, without_timestamps=without_timestamps), np.random.default_rng(4)
     for _ in range(500):
         sampled = rng.choice([3, 50, dims.timestamp_begin, dims.timestamp_begin + 9], rng.integers(1, 6)).tolist()
-        said = rules.said(sampled, ended=False)
+        said = rules.said(sampled)
         for earlier in range(len(sampled)):
             assert follow(rules.next(sampled[:earlier]), said, dims) == rules.next(sampled)
         assert rules.said(sampled, ended=True) == (sampled[-1], tokenizer_of(name).eot, said[2])
-    assert rules.said([], ended=False) == (-1, -1, -1)
+    assert rules.said([]) == (-1, -1, -1)
 
 
 def test_rules_of_options() -> None:

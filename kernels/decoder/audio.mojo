@@ -14,7 +14,7 @@ from ..attention.bytes import byte_rows
 from ..attention.heads import store_heads
 from ..attention.strip import HEAD
 from ..cpu.matmul import multiply
-from ..cpu.threads import Workers
+from ..cpu.threads import ForkJoin
 from ..cpu.tile import is_rounded
 from ..data import Data
 from ..linear.cpu import BiasEpilogue
@@ -22,7 +22,7 @@ from .block import Layer
 
 
 def audio_heads[
-    weight_type: DType, cache_type: DType, W: Workers, //
+    weight_type: DType, cache_type: DType, //
 ](
     keys: Data[cache_type],
     keys_size: Int,
@@ -33,9 +33,8 @@ def audio_heads[
     batch: Int,
     length: Int,
     heads: Int,
-    workers: W,
 ):
-    """Computes keys and values of all blocks.
+    """Computes keys and values of all blocks, on all threads.
 
     Args:
         keys: Of all blocks, one behind the other.
@@ -47,7 +46,6 @@ def audio_heads[
         batch: B.
         length: S.
         heads: H.
-        workers: The threads.
     """
     var d = heads * HEAD
     var rows = unsafe_alloc[Float32](batch * length * 2 * d, alignment=64)
@@ -55,11 +53,11 @@ def audio_heads[
         var epilogue = BiasEpilogue[DType.float32, False, False, is_rounded[weight_type]](
             rows, layers[i].bias, rows, 2 * d
         )
-        multiply(states, d, layers[i].weight, batch * length, 2 * d, d, epilogue, workers)
+        multiply(states, d, layers[i].weight, batch * length, 2 * d, d, epilogue, ForkJoin())
         var k = keys.unsafe_offset(i * keys_size)
         var v = values.unsafe_offset(i * values_size)
         comptime if cache_type == DType.int8:
-            byte_rows(k.unsafe_bitcast[Int8](), v.unsafe_bitcast[Int8](), rows, 2 * d, batch, heads, length, workers)
+            byte_rows(k.unsafe_bitcast[Int8](), v.unsafe_bitcast[Int8](), rows, 2 * d, batch, heads, length, ForkJoin())
         else:
-            store_heads(k, v, length, rows, 2 * d, None, batch, heads, length, workers)
+            store_heads(k, v, length, rows, 2 * d, None, batch, heads, length, ForkJoin())
     rows.unsafe_free()

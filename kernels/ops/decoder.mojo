@@ -6,7 +6,6 @@ from std.utils import IndexList
 
 from ..attention.strip import HEAD
 from ..data import Data, data, require, require_between, require_contiguous, require_size
-from ..cpu.threads import ForkJoin
 from ..decoder.audio import audio_heads
 from ..decoder.block import Cache, DecoderBlock, Layer, Norm
 from ..decoder.cpu import Decoder
@@ -220,7 +219,6 @@ struct AudioHeads:
             batch,
             length,
             heads,
-            ForkJoin(),
         )
 
 

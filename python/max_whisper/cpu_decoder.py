@@ -1,6 +1,6 @@
 """The text decoder of a model on a CPU: one execution of its graph takes several steps.
 
-From one execution to the next, MAX and the interpreter take 0.2 ms, a third of what a step of tiny.en takes. So the
+From one execution to the next, MAX and the interpreter take 0.2 ms, a fourth of what a step of tiny.en takes. So the
 graph goes on with the tokens that it picks, until a row ends or STEPS are made.
 """
 

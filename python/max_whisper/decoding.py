@@ -283,7 +283,7 @@ class DecodingTask:
                 rows = [rows[i] for i in decoder.keep(_closed_up([not ended[row] for row in rows]))]
             newest = np.asarray([[eot if ended[row] else sampled[row][-1]] for row in rows], np.int32)
             rules = np.asarray([self.rules.next(sampled[row]) for row in rows], np.int32)
-            said = np.asarray([self.rules.said(sampled[row], ended[row]) for row in rows], np.int32)
+            said = np.asarray([self.rules.said(sampled[row], ended=ended[row]) for row in rows], np.int32)
             picked, log_probs = decoder.run(newest, rules, said, min(left, self.model.dims.n_text_ctx - length + 1))
         return sampled, sum_logprobs, picks.no_speech_probs
 

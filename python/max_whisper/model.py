@@ -1,4 +1,4 @@
-"""A loaded Whisper model: the only place that executes graphs."""
+"""A loaded Whisper model: its weights, its graphs, and what makes decoders of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

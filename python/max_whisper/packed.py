@@ -149,7 +149,7 @@ def load(
     expected = {n: (_KINDS[r.dtype][1], r.shape) for n, r in recipes(checkpoint.dims, dtype, device).items()}
     if path.is_file():
         try:
-            tensors = read_safetensors(path, dict(_KINDS.values()))
+            tensors = _read(path)
         except CheckpointError:
             tensors = {}  # cut short by a full disk, say: packed anew below
         if {name: (tensor.dtype.name, tensor.shape) for name, tensor in tensors.items()} == expected:
@@ -159,7 +159,11 @@ def load(
     weights = pack(checkpoint, dtype, device)
     with writing():
         _write(path, weights)
-    return read_safetensors(path, dict(_KINDS.values()))
+    return _read(path)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    return read_safetensors(path, dict(_KINDS.values()), most_dimensions=4)  # the panels of all blocks
 
 
 def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:

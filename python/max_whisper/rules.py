@@ -70,17 +70,17 @@ class TokenRules:
             return bits, self._timestamp_begin, self._timestamp_begin, self._first_timestamps_to
 
         begin = self._timestamp_begin
-        latest = next((token for token in reversed(sampled) if token >= begin), None)
-        if latest is None:
+        before, newest, latest = self.said(sampled)
+        if latest < 0:
             return bits, 0, begin, self._n_vocab
-        if sampled[-1] < begin:  # in a segment's text: it ends later than it began
+        if newest < begin:  # in a segment's text: it ends later than it began
             return bits, 0, latest + 1, self._n_vocab
-        if len(sampled) == 1 or sampled[-2] >= begin:  # a segment just began: text
+        if before < 0 or before >= begin:  # a segment just began: text
             return bits, 0, begin, begin
         return bits, self._text_end, latest, self._n_vocab  # a segment just ended: the next begins, or all ends
 
-    def said(self, sampled: Sequence[int], ended: bool) -> tuple[int, int, int]:
-        """Tells what a decoder must know to go on by itself: `kernels/decoder/said.mojo` has the same rules as `next`.
+    def said(self, sampled: Sequence[int], *, ended: bool = False) -> tuple[int, int, int]:
+        """Tells what rules have to know of what was picked, which is all that a decoder needs to go on by itself.
 
         Args:
             sampled: As for `next`.

@@ -11,7 +11,7 @@ Columns of (e - m) R^-1 come in the order of their spread. 64 neighbours of a ro
 which suits them well, as they are alike. c is the root of the spread: it shares each column's spread evenly with R h, whose
 norm is part of the bound. m and R are rounded to float16 before anything is computed with them.
 
-For tiny, 4.4 bits a number leave 3 of 51,864 rows in a median step, where the bits and bounds of the rows as they are would
+For tiny, 4.4 bits a number leave 7 of 51,864 rows in a median step, where the bits and bounds of the rows as they are would
 leave nearly all.
 """
 

@@ -19,12 +19,12 @@ HEAD, CAPACITY, AUDIO, LAYERS = 64, 70, 41, 2
 END, FIRST, VOCABULARY = 40, 44, 60  # the end of text, the first timestamp, tokens
 TIMESTAMP_RULE = 128
 
-STATES_TOLERANCE: dict[str, Any] = {"rtol": 2e-4, "atol": 2e-4}
+STATES_TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 """For float32: each of two blocks adds three layers of sums of unit scale, each within FLOAT32_TOLERANCE, and the norms
 between them divide by deviations of about one."""
 
-LOG_PROBABILITY = 4e-3
-"""2e-3 of the search (test_greedy.py), and as much for states that are off by 2e-4, times the norm of a token's row."""
+LOG_PROBABILITY = 2e-3
+"""That of the search (test_greedy.py). States that are off by 1e-4 add little to it."""
 
 
 @eager.in_place(6, 7, 8, 9)
@@ -230,7 +230,10 @@ def test_matches_reference(rng, batch, length, heads, past, steps):
     np.testing.assert_allclose(states, expected, **STATES_TOLERANCE)
     vocabulary = model.embeddings[0].astype(np.float64)
     best = references.greedy(expected, last, vocabulary, model.mask, model.rules, timestamp_begin=FIRST)
-    np.testing.assert_array_equal(picked[:, 0], best[0])
+    allowed = references.allowed_tokens(model.mask, model.rules, timestamp_begin=FIRST)
+    first, second = np.sort(np.where(allowed, expected[:, -1] @ vocabulary.T, -np.inf))[:, :-3:-1].T
+    clear = first - second > 1e-3  # more than states are off
+    np.testing.assert_array_equal(picked[clear, 0], best[0][clear])
     np.testing.assert_allclose(log_probs[:, 0], best[1], rtol=0, atol=LOG_PROBABILITY)
 
 
@@ -260,16 +263,17 @@ def test_rows_of_different_lengths(rng):
 
 def test_timestamps_and_text(rng):
     """Forty tokens, whose rules follow from those before them: text between timestamps that do not go back."""
-    model = Decoder(rng, "int8", 1, 2, [3])
-    model.mask[END] = 1  # it would end soon
-    tokens, last = tokens_for(rng, 1, 1)
+    model = Decoder(rng, "int8", 4, 2, [3, 5, 0, 9])
+    model.mask[END:FIRST] = 1  # it would end soon
+    model.embeddings[3] *= 8  # states that depend on the position: not the same token again and again
+    tokens, last = tokens_for(rng, 4, 1)
     results, expected = model.run(tokens, last, 40), model.chain(tokens, last, 40)
     np.testing.assert_array_equal(results[1], expected[1])
     np.testing.assert_array_equal(results[2], expected[2])
-    said = results[1][0]
-    assert FIRST <= said[0] < FIRST + 5
-    assert (np.diff(said[said >= FIRST]) >= 0).all()
-    assert (said < END).any()
+    for said in results[1]:
+        assert FIRST <= said[0] < FIRST + 5
+        assert (np.diff(said[said >= FIRST]) >= 0).all()
+        assert (said < END).any()
 
 
 def test_a_run_ends_with_a_row(rng):

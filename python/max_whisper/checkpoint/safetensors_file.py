@@ -18,12 +18,15 @@ CHECKPOINT_TYPES = {"F16": "float16", "BF16": BFLOAT16, "F32": "float32"}
 """Element types of the weights that Whisper checkpoints come in."""
 
 
-def read_safetensors(path: Path, element_types: dict[str, str] = CHECKPOINT_TYPES) -> dict[str, np.ndarray]:
+def read_safetensors(
+    path: Path, element_types: dict[str, str] = CHECKPOINT_TYPES, most_dimensions: int = 3
+) -> dict[str, np.ndarray]:
     """Reads every tensor of a file under its stored name, as a view of the mapped file.
 
     Args:
         path: The file.
         element_types: The format's names of the element types allowed, and what they are read as.
+        most_dimensions: That a tensor may have: 3 in checkpoints.
 
     Raises:
         CheckpointError: The file is truncated, its header is not what the format asks for, or a tensor's elements are
@@ -46,7 +49,7 @@ def read_safetensors(path: Path, element_types: dict[str, str] = CHECKPOINT_TYPE
             raise CheckpointError(
                 f"{path} is corrupt: {name} has bytes {first} to {last}, expected {shape} of {dtype} from byte {end} on"
             )
-        tensors[name] = data.array(start + first, shape, dtype, name)
+        tensors[name] = data.array(start + first, shape, dtype, name, most_dimensions)
         end = last
     if start + end != data.size:
         raise CheckpointError(f"{path} is corrupt: it has {data.size} bytes, expected {start + end}")

@@ -16,9 +16,6 @@ from max_whisper.errors import CheckpointError
 BFLOAT16 = "bfloat16"
 """Element type without a NumPy counterpart: such arrays are widened to float32, which is exact, and so are copies."""
 
-_MOST_DIMENSIONS = 4
-"""Of a weight: the matrices of all blocks, in panels."""
-
 
 class MappedBytes:
     """The bytes of a file, or of several files that continue one another, as one read-only range.
@@ -53,7 +50,7 @@ class MappedBytes:
             start = max(0, start - len(part))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def array(self, start: int, shape: tuple[int, ...], dtype: str, what: str) -> np.ndarray:
+    def array(self, start: int, shape: tuple[int, ...], dtype: str, what: str, most_dimensions: int = 3) -> np.ndarray:
         """Gives the array of `shape` that starts at byte `start`.
 
         Returns:
@@ -62,9 +59,9 @@ class MappedBytes:
         Raises:
             CheckpointError: The files end before the array does, or the shape is none of a weight.
         """
-        if len(shape) > _MOST_DIMENSIONS or 0 in shape:
+        if len(shape) > most_dimensions or 0 in shape:
             raise CheckpointError(
-                f"{self.name}: {what} is {shape}, expected at most {_MOST_DIMENSIONS} dimensions and none of size 0"
+                f"{self.name}: {what} is {shape}, expected at most {most_dimensions} dimensions and none of size 0"
             )
         data = np.frombuffer(self.read(start, n_bytes(shape, dtype), what), _element(dtype)).reshape(shape)
         data.flags.writeable = False
