@@ -26,6 +26,7 @@ from std.memory.alloc import unsafe_alloc
 from std.utils.numerics import neg_inf
 
 from ..cpu.operand import dot, integers, largest_magnitude
+from ..cpu.prefetch import ask_for
 from ..cpu.tile import PANEL, VECTORS, WIDTH
 from ..data import Data
 from ..math import exp2, larger
@@ -122,15 +123,17 @@ struct ByteRow(StripSoftmax):
         var weights = self.memory.unsafe_offset(Self._WEIGHTS).unsafe_bitcast[Int32]()
         var panels = ceildiv(key_count, PANEL)
         var k = keys.unsafe_offset(key // PANEL * KEY_PANEL)
+        var v = values.unsafe_offset(key // VALUE_GROUP * VALUES)
         var panel = 0
         while panel < panels:
             var s = scores.unsafe_offset(panel * PANEL)
             var these = k.unsafe_offset(panel * KEY_PANEL)
+            var later = v.unsafe_offset(panel * KEY_PANEL)
             if panel + 4 <= panels:
-                _score[4](query, these, self.step_size, self.offset, s)
+                _score[4](query, these, later, self.step_size, self.offset, s)
                 panel += 4
             else:
-                _score[1](query, these, self.step_size, self.offset, s)
+                _score[1](query, these, later, self.step_size, self.offset, s)
                 panel += 1
 
         var groups = ceildiv(key_count, VALUE_GROUP)
@@ -141,7 +144,6 @@ struct ByteRow(StripSoftmax):
         var correction = exp2(self.maximum - new)
         self.maximum = new
 
-        var v = values.unsafe_offset(key // VALUE_GROUP * VALUES)
         var total = _Vector(0)
         var largest = _Vector(0)
         for j in range(0, groups * VALUE_GROUP, PANEL):
@@ -164,7 +166,10 @@ struct ByteRow(StripSoftmax):
             weights.unsafe_store(2 * group * PANEL, upper)
             weights.unsafe_store((2 * group + 1) * PANEL, lower)
         # What is no number in a weight, or in the scale of a value, is in the sum of all of them.
-        _add_values(weights, v, groups, correction, unit + 0 * self.sum, self.memory.unsafe_offset(Self._OUTPUTS))
+        var later = k.unsafe_offset(panels * KEY_PANEL)
+        _add_values(
+            weights, v, later, groups, correction, unit + 0 * self.sum, self.memory.unsafe_offset(Self._OUTPUTS)
+        )
 
     def finish[causal: Bool](mut self, count: Int):
         """Nothing is left to do."""
@@ -182,8 +187,15 @@ struct ByteRow(StripSoftmax):
 @no_inline
 def _score[
     panels: Int
-](query: Data[DType.int32], keys: Data[DType.int8], step_size: Float32, offset: Int32, scores: Data[DType.float32]):
-    """Scores of a query and some panels of keys."""
+](
+    query: Data[DType.int32],
+    keys: Data[DType.int8],
+    later: Data[DType.int8],
+    step_size: Float32,
+    offset: Int32,
+    scores: Data[DType.float32],
+):
+    """Scores of a query and some panels of keys; asks for as many bytes of what is read later."""
     comptime columns = panels * VECTORS
     var upper = Array[_Sums, columns](fill=_Sums(0))
     var lower = Array[_Sums, columns](fill=_Sums(0))
@@ -193,11 +205,15 @@ def _score[
         var q0 = _Sums(query[unsafe_offset=PANEL + row])
         comptime for j in range(columns):
             var place = j // VECTORS * (KEY_PANEL // 4) + (1 + row) * PANEL + j % VECTORS * WIDTH
+            comptime if j % VECTORS == 0:
+                ask_for(later.unsafe_offset(4 * place))
             var k = words.unsafe_load[width=WIDTH](place)
             upper[j] = dot[DType.uint8](upper[j], k, q1)
             lower[j] = dot[DType.uint8](lower[j], k, q0)
     comptime for j in range(columns):
         var place = j // VECTORS * (KEY_PANEL // 4) + j % VECTORS * WIDTH
+        comptime if j % VECTORS == 0:
+            ask_for(later.unsafe_offset(4 * place))
         var scales = keys.unsafe_bitcast[Float32]().unsafe_load[width=WIDTH](place)
         var sums = (upper[j] << 8) + lower[j] - offset
         scores.unsafe_store(j * WIDTH, sums.cast[DType.float32]() * (scales * step_size))
@@ -207,22 +223,28 @@ def _score[
 def _add_values(
     weights: Data[DType.int32],
     values: Data[DType.int8],
+    later: Data[DType.int8],
     groups: Int,
     correction: Float32,
     unit: Float32,
     output: Data[DType.float32],
 ):
-    """O = correction * O + unit * W V, for some groups of 64 values."""
+    """O = correction * O + unit * W V, for some groups of 64 values; asks for as many bytes of what is read later."""
     comptime columns = HEAD_PANELS * VECTORS
     var upper = Array[_Sums, columns](fill=_Sums(0))
     var lower = Array[_Sums, columns](fill=_Sums(0))
     for group in range(groups):
         var words = values.unsafe_offset(group * VALUES).unsafe_bitcast[Int32]().unsafe_offset(VALUE_GROUP)
+        var ahead = later.unsafe_offset(group * VALUES)
+        comptime for j in range(HEAD_PANELS):
+            ask_for(ahead.unsafe_offset(j * 4 * PANEL))
         for row in range(PANEL):
             var w1 = _Sums(weights[unsafe_offset=2 * group * PANEL + row])
             var w0 = _Sums(weights[unsafe_offset=(2 * group + 1) * PANEL + row])
             comptime for j in range(columns):
                 var place = (j // VECTORS * PANEL + row) * PANEL + j % VECTORS * WIDTH
+                comptime if j % VECTORS == 0:
+                    ask_for(ahead.unsafe_offset(4 * (VALUE_GROUP + place)))
                 var v = words.unsafe_load[width=WIDTH](place)
                 upper[j] = dot[DType.uint8](upper[j], w1, v)
                 lower[j] = dot[DType.uint8](lower[j], w0, v)

@@ -36,14 +36,16 @@ Cost for B rows: 2*B*V*D operations, B*V exponentials, the bytes of the screen a
 11 MB and little more for tiny, where E has 39.8 MB in float16. Tokens behind V, which only pad the last panel, take no part.
 """
 
-from std.math import ceildiv, log
+from std.math import ceildiv, iota, log
 from std.memory.alloc import unsafe_alloc
+from std.utils.numerics import neg_inf
 
 from ..cpu.threads import Team
 from ..cpu.tile import PANEL, WIDTH
 from ..data import Data
+from ..math import exp, larger
 from .screen import Screen
-from .softmax import NO_TOKEN, Filter, Softmax, largest, softmax
+from .softmax import NO_TOKEN, Filter, Softmax, softmax, total_of
 from .states import States
 
 comptime CHUNK = 16
@@ -52,45 +54,12 @@ comptime CHUNK = 16
 comptime COLUMNS = CHUNK * PANEL
 """Tokens of one chunk."""
 
+comptime PIECES = 32
+"""Pieces into which what is read is divided."""
+
 comptime REACH = Float32(9)
 """How much more than its rough logit a token is at least granted when it is asked whether it may be the largest. What is read
 makes log probabilities better; and float32 rounds logits by far less."""
-
-
-@fieldwise_init
-struct Bounds(TrivialRegisterPassable):
-    """Bounds of the logits of a chunk's tokens, for one row: what one thread works with."""
-
-    var lower: Data[DType.float32]
-    """Lower bounds."""
-    var upper: Data[DType.float32]
-    """Upper bounds, and REACH above the rough logits at least."""
-
-    @staticmethod
-    def allocate() -> Self:
-        """Makes room; `free` is to be called."""
-        var both = unsafe_alloc[Float32](2 * COLUMNS, alignment=64)
-        return Self(both, both.unsafe_offset(COLUMNS))
-
-    def free(self):
-        """Releases the room."""
-        self.lower.unsafe_free()
-
-    def fill(self, screen: Screen, rough: Data[DType.float32], row: Int, first: Int, size: Int):
-        """Fills in the bounds of whole panels.
-
-        Args:
-            screen: Knows how far logits may be from rough ones.
-            rough: The rough logits.
-            row: The row.
-            first: The first token.
-            size: Tokens.
-        """
-        for i in range(0, size, WIDTH):
-            var x = rough.unsafe_load[width=WIDTH](i)
-            var bound = screen.bounds[WIDTH](row, first + i)
-            self.lower.unsafe_store(i, x - bound)
-            self.upper.unsafe_store(i, x + max(bound * 1.001, REACH))
 
 
 @fieldwise_init
@@ -98,11 +67,11 @@ struct Found(TrivialRegisterPassable):
     """What one range of one chunk holds for a row."""
 
     var softmax: Softmax
-    """Of the rough logits, in the end of full ones where there are some."""
-    var lower: Float32
-    """The best lower bound."""
-    var upper: Softmax
-    """Of the upper bounds; where nobody asks what all are together, only the largest."""
+    """Of the rough logits, in the end of full ones where there are some. Rough ones have no index."""
+    var upper: Float32
+    """The largest of what is compared with the floor."""
+    var together: Softmax
+    """Of the upper bounds, where somebody asks what all of them are together."""
 
     @staticmethod
     def nothing() -> Self:
@@ -110,10 +79,28 @@ struct Found(TrivialRegisterPassable):
         return Self(Softmax.empty(), Float32.MIN_FINITE, Softmax.empty())
 
 
-def _range(filter: Filter, which: Int, chunk: Int, tokens: Int) -> Tuple[Int, Int]:
-    """First token and number of tokens of a chunk that are in one of a filter's ranges."""
-    var first = max(chunk * COLUMNS, Int(filter.begin[which]))
-    return first, min((chunk + 1) * COLUMNS, tokens, Int(filter.end[which])) - first
+@fieldwise_init
+struct Range(TrivialRegisterPassable):
+    """Neighbouring tokens."""
+
+    var begin: Int
+    var end: Int
+
+    def __init__(out self, filter: Filter, which: Int, chunk: Int, tokens: Int):
+        """Those of a chunk that are in one of a filter's ranges."""
+        self.begin = max(chunk * COLUMNS, Int(filter.begin[which]))
+        self.end = min((chunk + 1) * COLUMNS, tokens, Int(filter.end[which]))
+
+    @always_inline
+    def first(self) -> Int:
+        """The first token of the register that the first one is in."""
+        return self.begin // WIDTH * WIDTH
+
+    @always_inline
+    def has(self, first: Int) -> SIMD[DType.bool, WIDTH]:
+        """Tells which tokens of a register are in the range."""
+        var tokens = iota[DType.int32, WIDTH](Int32(first))
+        return tokens.ge(Int32(self.begin)) & tokens.lt(Int32(self.end))
 
 
 @fieldwise_init
@@ -190,35 +177,16 @@ struct Search[dtype: DType](TrivialRegisterPassable):
             team: One of its threads.
         """
         var states = self.states
-        var tokens = self.vocabulary.tokens
 
         @always_inline
         def look(begin: Int, end: Int) {imm}:
-            var bounds = Bounds.allocate()
             for chunk in range(begin, end):
-                var first = chunk * COLUMNS
-                var size = min(COLUMNS, self._stride - first)
-                var panel = chunk * CHUNK
-                self._screen.rough(panel, panel + size // PANEL, self._rough.unsafe_offset(first), self._stride)
+                var first = chunk * CHUNK
+                var count = min(CHUNK, self._stride // PANEL - first)
+                self._screen.rough(first, first + count, self._rough.unsafe_offset(first * PANEL), self._stride)
                 for row in range(states.count):
-                    var filter = self.filters[unsafe_offset=row]
-                    var x = self._rough.unsafe_offset(row * self._stride + first)
-                    bounds.fill(self._screen, x, row, first, size)
                     for which in range(2):
-                        var low, count = _range(filter, which, chunk, tokens)
-                        var part = Found.nothing()
-                        if count > 0:
-                            var upper = bounds.upper.unsafe_offset(low - first)
-                            part = Found(
-                                softmax(x.unsafe_offset(low - first), self.mask, filter, low, count),
-                                largest(bounds.lower.unsafe_offset(low - first), self.mask, filter, low, count),
-                                softmax(upper, self.mask, filter, low, count) if which == 1
-                                and filter.weigh else Softmax(
-                                    largest(upper, self.mask, filter, low, count), 1, NO_TOKEN
-                                ),
-                            )
-                        self._of(row, which)[unsafe_offset=chunk] = part
-            bounds.free()
+                        self._of(row, which)[unsafe_offset=chunk] = self._look(row, which, chunk)
 
         self._screen.turn(states, self.vocabulary.rotation, team)
         team.share(look, self._chunks)
@@ -230,30 +198,18 @@ struct Search[dtype: DType](TrivialRegisterPassable):
 
         team.share(raise_floors, states.count)
 
+        # Tokens that are read are neighbours, timestamps most of all: a piece has chunks from everywhere.
+        var pieces = min(PIECES, self._chunks)
+
         @always_inline
         def read(begin: Int, end: Int) {imm}:
-            var bounds = Bounds.allocate()
-            for chunk in range(begin, end):
-                var first = chunk * COLUMNS
-                for row in range(states.count):
-                    for which in range(2):
-                        var place = self._of(row, which).unsafe_offset(chunk)
-                        var floor = self._floors[unsafe_offset=row][which]
-                        var filter = self.filters[unsafe_offset=row]
-                        var low, count = _range(filter, which, chunk, tokens)
-                        if count <= 0 or not place[].upper.largest >= floor:
-                            continue
-                        var x = self._rough.unsafe_offset(row * self._stride + first)
-                        bounds.fill(self._screen, x, row, first, min(COLUMNS, self._stride - first))
-                        for token in range(low, low + count):
-                            if bounds.upper[unsafe_offset=token - first] >= floor and filter.allows[1](
-                                self.mask, token
-                            ):
-                                x[unsafe_offset=token - first] = states.logit(row, self.vocabulary.rows, token)
-                        place[].softmax = softmax(x.unsafe_offset(low - first), self.mask, filter, low, count)
-            bounds.free()
+            for piece in range(begin, end):
+                for chunk in range(piece, self._chunks, pieces):
+                    for row in range(states.count):
+                        for which in range(2):
+                            self._read(row, which, chunk)
 
-        team.share(read, self._chunks)
+        team.share(read, pieces, turns=PIECES)
 
     def softmax(self, row: Int, which: Int) -> Softmax:
         """Returns the softmax of one of the two ranges of a state, once all threads have searched."""
@@ -262,27 +218,86 @@ struct Search[dtype: DType](TrivialRegisterPassable):
             result = result.merge(self._of(row, which)[unsafe_offset=chunk].softmax)
         return result
 
+    @no_inline
+    def _look(self, row: Int, which: Int, chunk: Int) -> Found:
+        """What the rough logits say of one range of a chunk; those of tokens that are suppressed become minus infinity.
+        """
+        var filter = self.filters[unsafe_offset=row]
+        var these = Range(filter, which, chunk, self.vocabulary.tokens)
+        if these.begin >= these.end:
+            return Found.nothing()
+        comptime lowest = SIMD[DType.float32, WIDTH](Float32.MIN_FINITE)
+        comptime nothing = SIMD[DType.float32, WIDTH](neg_inf[DType.float32]())
+        var rough = self._rough.unsafe_offset(row * self._stride)
+        var largest = lowest
+        var uppers = lowest
+        var together = Softmax.empty()
+        for at in range(these.first(), these.end, WIDTH):
+            var here = these.has(at)
+            var x = rough.unsafe_load[width=WIDTH](at)
+            x = (here & ~filter.allows[WIDTH](self.mask, at, self.vocabulary.tokens)).select(nothing, x)
+            rough.unsafe_store(at, x)
+            x = here.select(x, nothing)
+            largest = larger(largest, x)
+            uppers = larger(uppers, self._upper(row, at, x))
+            if which == 1 and filter.weigh:
+                var bounds = x + self._bound(row, at)
+                var top = max(together.largest, bounds.reduce_max())
+                var total = exp(bounds - top).reduce_add()
+                together = together.merge(Softmax(top, total, NO_TOKEN))
+        var top = largest.reduce_max()
+        var total = total_of(rough.unsafe_offset(these.begin), these.end - these.begin, top)
+        return Found(Softmax(top, total, NO_TOKEN), uppers.reduce_max(), together)
+
     def _floor(self, row: Int) -> SIMD[DType.float32, 2]:
-        """The floors of a state: the best lower bound, or the logit of the token whose rough one is the largest, which is read
-        for that. It is nearly always the larger."""
+        """The floors of a state: the logit of the token whose rough one is the largest, which is read for that."""
+        var filter = self.filters[unsafe_offset=row]
         var best = SIMD[DType.float32, 2](Float32.MIN_FINITE)
         var together = Softmax.empty()
         for which in range(2):
-            var found = self._of(row, which)
-            var top = Softmax.empty()
+            var top = Float32.MIN_FINITE
+            var top_chunk = -1
             for chunk in range(self._chunks):
-                var part = found[unsafe_offset=chunk]
-                best[which] = max(best[which], part.lower)
-                if part.softmax.largest > top.largest:
-                    top = part.softmax
-                if which == 1 and part.upper.total > 0:
-                    together = together.merge(part.upper)
-            if top.index != NO_TOKEN:
-                best[which] = max(best[which], self.states.logit(row, self.vocabulary.rows, Int(top.index)))
-        var filter = self.filters[unsafe_offset=row]
+                var found = self._of(row, which)[unsafe_offset=chunk]
+                if found.softmax.largest > top:
+                    top = found.softmax.largest
+                    top_chunk = chunk
+                together = together.merge(found.together)
+            if top_chunk >= 0:
+                var token = Range(filter, which, top_chunk, self.vocabulary.tokens).begin
+                while self._rough[unsafe_offset=row * self._stride + token] != top:
+                    token += 1
+                best[which] = self.states.logit(row, self.vocabulary.rows, token)
         if filter.weigh and together.total > 0 and together.largest + log(together.total) >= best[0]:
             return SIMD[DType.float32, 2](best[0], Float32.MIN_FINITE)
         return SIMD[DType.float32, 2](best.reduce_max())
+
+    @no_inline
+    def _read(self, row: Int, which: Int, chunk: Int):
+        """Puts logits in place of the rough ones of one range of a chunk that reach the floor."""
+        var place = self._of(row, which).unsafe_offset(chunk)
+        var floor = self._floors[unsafe_offset=row][which]
+        var these = Range(self.filters[unsafe_offset=row], which, chunk, self.vocabulary.tokens)
+        if these.begin >= these.end or not place[].upper >= floor:
+            return
+        var x = self._rough.unsafe_offset(row * self._stride)
+        for at in range(these.first(), these.end, WIDTH):
+            var reach = these.has(at) & self._upper(row, at, x.unsafe_load[width=WIDTH](at)).ge(floor)
+            if reach.reduce_or():
+                for i in range(WIDTH):
+                    if reach[i]:
+                        x[unsafe_offset=at + i] = self.states.logit(row, self.vocabulary.rows, at + i)
+        place[].softmax = softmax(x.unsafe_offset(these.begin), these.begin, these.end - these.begin)
+
+    @always_inline
+    def _bound(self, row: Int, first: Int) -> SIMD[DType.float32, WIDTH]:
+        """How far logits may be from rough ones, with something for what float32 rounds."""
+        return self._screen.bounds[WIDTH](row, first) * 1.001
+
+    @always_inline
+    def _upper(self, row: Int, first: Int, x: SIMD[DType.float32, WIDTH]) -> SIMD[DType.float32, WIDTH]:
+        """What is compared with the floor: the upper bounds, and REACH above the rough logits at least."""
+        return x + larger(SIMD[DType.float32, WIDTH](REACH), self._bound(row, first))
 
     def _of(self, row: Int, which: Int) -> Pointer[Found, MutUntrackedOrigin]:
         """What the chunks hold for one range of a state."""

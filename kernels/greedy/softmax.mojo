@@ -10,7 +10,7 @@ from std.math import iota
 
 from ..cpu.tile import WIDTH
 from ..data import Data
-from ..math import exp
+from ..math import exp, larger
 
 comptime NO_TOKEN = Int32.MAX
 """Index of the largest of no values."""
@@ -27,11 +27,26 @@ struct Filter(TrivialRegisterPassable):
     """Whether the first range is out if the second one is together more probable than any token of it."""
 
     @always_inline
-    def allows[width: Int](self, mask: Data[DType.uint8], token: Int) -> SIMD[DType.bool, width]:
-        """Tells which of neighbouring tokens are not suppressed."""
+    def allows[width: Int](self, mask: Data[DType.uint8], token: Int, tokens: Int) -> SIMD[DType.bool, width]:
+        """Tells which of neighbouring tokens are not suppressed.
+
+        Parameters:
+            width: How many.
+
+        Args:
+            mask: The bits that suppress each token.
+            token: The first.
+            tokens: Tokens that the mask has; nothing is said of those behind.
+        """
         if self.suppress == 0:
             return SIMD[DType.bool, width](fill=True)
-        return (mask.unsafe_load[width=width](token) & self.suppress).eq(0)
+        var bits = SIMD[DType.uint8, width](0)
+        if token + width <= tokens:
+            bits = mask.unsafe_load[width=width](token)
+        else:
+            for i in range(tokens - token):
+                bits[i] = mask[unsafe_offset=token + i]
+        return (bits & self.suppress).eq(0)
 
 
 @fieldwise_init
@@ -54,44 +69,32 @@ struct Softmax(TrivialRegisterPassable):
         return Self(largest, total, later.index if later.largest > self.largest else self.index)
 
 
-def largest(x: Data[DType.float32], mask: Data[DType.uint8], filter: Filter, first: Int, size: Int) -> Float32:
-    """The largest of the values of the tokens `first ..< first + size` that are allowed; the least number if none is.
-    """
-    var whole = size // WIDTH * WIDTH
-    comptime lowest = Float32.MIN_FINITE
-    var lanes = SIMD[DType.float32, WIDTH](lowest)
-    for at in range(0, whole, WIDTH):
-        lanes = max(lanes, filter.allows[WIDTH](mask, first + at).select(x.unsafe_load[width=WIDTH](at), lowest))
-    var result = lanes.reduce_max()
-    for at in range(whole, size):
-        if filter.allows[1](mask, first + at):
-            result = max(result, x[unsafe_offset=at])
-    return result
-
-
-def softmax(logits: Data[DType.float32], mask: Data[DType.uint8], filter: Filter, first: Int, size: Int) -> Softmax:
-    """Softmax of the logits of the tokens `first ..< first + size` that are allowed."""
+def softmax(logits: Data[DType.float32], first: Int, size: Int) -> Softmax:
+    """Softmax of the logits of the tokens `first ..< first + size`; minus infinity for those that take no part."""
     var whole = size // WIDTH * WIDTH
 
     var lanes = SIMD[DType.float32, WIDTH](Float32.MIN_FINITE)
     var tokens = SIMD[DType.int32, WIDTH](NO_TOKEN)
     for at in range(0, whole, WIDTH):
         var x = logits.unsafe_load[width=WIDTH](at)
-        var larger = x.gt(lanes) & filter.allows[WIDTH](mask, first + at)
-        lanes = larger.select(x, lanes)
-        tokens = larger.select(iota[DType.int32, WIDTH](Int32(first + at)), tokens)
+        tokens = x.gt(lanes).select(iota[DType.int32, WIDTH](Int32(first + at)), tokens)
+        lanes = larger(lanes, x)
     var largest = lanes.reduce_max()
     var index = lanes.eq(largest).select(tokens, NO_TOKEN).reduce_min()
     for at in range(whole, size):
-        if logits[unsafe_offset=at] > largest and filter.allows[1](mask, first + at):
+        if logits[unsafe_offset=at] > largest:
             largest = logits[unsafe_offset=at]
             index = Int32(first + at)
+    return Softmax(largest, total_of(logits, size, largest), index)
 
+
+def total_of(logits: Data[DType.float32], size: Int, largest: Float32) -> Float32:
+    """The sum of the exponentials of some logits less the largest of them."""
+    var whole = size // WIDTH * WIDTH
     var totals = SIMD[DType.float32, WIDTH](0)
     for at in range(0, whole, WIDTH):
-        totals += filter.allows[WIDTH](mask, first + at).select(exp(logits.unsafe_load[width=WIDTH](at) - largest), 0)
+        totals += exp(logits.unsafe_load[width=WIDTH](at) - largest)
     var total = totals.reduce_add()
     for at in range(whole, size):
-        if filter.allows[1](mask, first + at):
-            total += exp(logits[unsafe_offset=at] - largest)
-    return Softmax(largest, total, index)
+        total += exp(logits[unsafe_offset=at] - largest)
+    return total
