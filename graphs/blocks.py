@@ -77,7 +77,10 @@ def add_layer_norm(x: TensorValue, residual: TensorValue, w: Weights) -> tuple[T
 
 
 def encoder_block(x: TensorValue, w: Weights, *, heads: int) -> TensorValue:
-    """Self-attention and MLP of the encoder: (B, S, d) -> (B, S, d)."""
+    """Self-attention and MLP of the encoder: (B, S, d) -> (B, S, d). One op where a CPU's attention rounds to bfloat16."""
+    if w.attention == 1:
+        weights = [w.at(name)[kind] for name in ops.ENCODER_BLOCK for kind in ("weight", "bias")]
+        return ops.encoder_block(x, weights)
     qkv = linear(layer_norm(x, w.at("attn_ln")), w.at("attn.qkv"))
     attended = ops.self_attention(qkv, heads=heads, terms=w.attention)
     x, normed = add_layer_norm(linear(attended, w.at("attn.out")), x, w.at("mlp_ln"))

@@ -18,7 +18,7 @@ from ..cpu.threads import ForkJoin
 from ..cpu.tile import is_rounded
 from ..data import Data
 from ..linear.cpu import BiasEpilogue
-from .block import Layer
+from ..cpu.layers import Layer
 
 
 def audio_heads[

@@ -25,32 +25,13 @@ from ..attention.heads import store_heads
 from ..attention.pairs import Pairs
 from ..attention.strip import HEAD
 from ..attention.strip_float32 import Float32Strips
+from ..cpu.layers import Layer, Norm
 from ..cpu.matmul import multiply
 from ..cpu.threads import Team
 from ..cpu.tile import is_rounded
 from ..data import Data
 from ..layer_norm.cpu import layer_norm
 from ..linear.cpu import BiasEpilogue
-
-
-@fieldwise_init
-struct Norm(TrivialRegisterPassable):
-    """The weights of a layer norm."""
-
-    var gamma: Data[DType.float32]
-    """(d)."""
-    var beta: Data[DType.float32]
-    """(d)."""
-
-
-@fieldwise_init
-struct Layer[weight_type: DType](TrivialRegisterPassable):
-    """The weights of a linear layer."""
-
-    var weight: Data[Self.weight_type]
-    """Packed."""
-    var bias: Data[DType.float32]
-    """(N)."""
 
 
 @fieldwise_init

@@ -23,6 +23,7 @@ from std.utils.numerics import isfinite
 
 from ..attention.pairs import Pairs, may_pair
 from ..attention.strip import HEAD
+from ..cpu.layers import Norm
 from ..cpu.threads import Team, in_team
 from ..cpu.tile import is_rounded
 from ..data import Data
@@ -30,7 +31,7 @@ from ..embedding.cpu import embed
 from ..greedy.cpu import best_of, filter_of, require_best
 from ..greedy.search import Search, Vocabulary
 from ..layer_norm.cpu import layer_norm
-from .block import DecoderBlock, Norm, Scratch
+from .block import DecoderBlock, Scratch
 from .said import NOTHING, Grammar, Said
 
 

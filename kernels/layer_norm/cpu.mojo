@@ -65,10 +65,22 @@ def _sum_of_squares(x: Data, size: Int, mean: Float32) -> Float32:
 
 
 @always_inline
-def _normalise[
+def normalise[
     dtype: DType, //
 ](output: Data[dtype], x: Data[dtype], gamma: Data[dtype], beta: Data[dtype], size: Int, epsilon: Float32):
-    """One row."""
+    """Normalises one row.
+
+    Parameters:
+        dtype: Of the elements.
+
+    Args:
+        output: `size` elements.
+        x: `size` elements.
+        gamma: Scale of each.
+        beta: Shift of each.
+        size: D.
+        epsilon: Added to the variance.
+    """
     var mean = _sum(x, size) / Float32(size)
     var scale = 1 / sqrt(_sum_of_squares(x, size, mean) / Float32(size) + epsilon)
 
@@ -123,7 +135,7 @@ def layer_norm[
     def some_rows(begin: Int, end: Int) {imm}:
         for row in range(begin, end):
             var at = row * columns
-            _normalise(output.unsafe_offset(at), x.unsafe_offset(at), gamma, beta, columns, epsilon)
+            normalise(output.unsafe_offset(at), x.unsafe_offset(at), gamma, beta, columns, epsilon)
 
     workers.share(some_rows, rows, grain(2 * columns * size_of[dtype]()))
 
@@ -162,6 +174,6 @@ def add_layer_norm[
         for row in range(begin, end):
             var at = row * columns
             _add(total.unsafe_offset(at), x.unsafe_offset(at), residual.unsafe_offset(at), columns)
-            _normalise(output.unsafe_offset(at), total.unsafe_offset(at), gamma, beta, columns, epsilon)
+            normalise(output.unsafe_offset(at), total.unsafe_offset(at), gamma, beta, columns, epsilon)
 
     workers.share(some_rows, rows, grain(4 * columns * size_of[dtype]()))

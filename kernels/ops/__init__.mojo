@@ -14,6 +14,7 @@ named after the algorithm; which body runs where is decided in its file here.
     whisper_self_attention      rows (B, S, 3*H*64), GPU only                         -> (B, S, H*64)
     whisper_packed_self_attention   ... and keys, values of bfloat16, CPU only         -> (B, S, H*64)
     whisper_cached_attention    rows (B, T, 3*H*64), past (B), cache in place         -> (B, T, H*64)
+    whisper_encoder_block       x (B, S, d), packed weights, CPU only                 -> (B, S, d)
     whisper_decoder             tokens (B, T), rules, caches, weights, CPU only       -> tokens (B, S), log probs, states
     whisper_audio_heads         states (B, S, d), packed weights (L, ...), CPU only   -> keys, values (L, B, H, ...)
     whisper_embed               tokens (B, T), past (B), vocabulary, positions        -> (B, T, D)
@@ -32,6 +33,7 @@ from .attention import AttentionOp, CachedAttention, PackedSelfAttention, PackHe
 from .conv1d import Conv1d, Conv1dPositions
 from .decoder import AudioHeads, DecoderOp
 from .embedding import Embed
+from .encoder import EncoderBlockOp
 from .layer_norm import AddLayerNorm, LayerNorm
 from .linear import Linear, LinearResidual, NormLinear
 from .log_mel import LogMel, log_mel_shape

@@ -7,7 +7,8 @@ from std.utils import IndexList
 from ..attention.strip import HEAD
 from ..data import Data, data, require, require_between, require_contiguous, require_size
 from ..decoder.audio import audio_heads
-from ..decoder.block import Cache, DecoderBlock, Layer, Norm
+from ..cpu.layers import Layer, Norm
+from ..decoder.block import Cache, DecoderBlock
 from ..decoder.cpu import Decoder
 from ..decoder.said import NOTHING, Grammar
 from .attention import require_audio, require_keys_and_values, require_room

@@ -186,6 +186,24 @@ def self_attention(rows: TensorValue, *, heads: int, terms: int | None = None) -
     return _custom("whisper_self_attention", [rows], [out])[0]
 
 
+ENCODER_BLOCK = ("attn_ln", "attn.qkv", "attn.out", "mlp_ln", "mlp.0", "mlp.2")
+"""What a block of the encoder has weights and biases for, in the order of use."""
+
+
+def encoder_block(x: TensorValue, weights: Sequence[TensorValue], *, epsilon: float = 1e-5) -> TensorValue:
+    """A block of the encoder on a CPU, whose attention rounds to bfloat16: self-attention and MLP, each added to its input.
+
+    Args:
+        x: (B, S, d) float32, d a multiple of 64.
+        weights: For each of ENCODER_BLOCK gamma and beta (d), or weight, packed by `packing.pack_linear`, and bias.
+        epsilon: Added to the variances.
+
+    Returns:
+        (B, S, d).
+    """
+    return _custom("whisper_encoder_block", [x, *weights], [_like(x, x.shape)], epsilon=epsilon)[0]
+
+
 def cached_attention(rows: TensorValue, past: TensorValue, keys: BufferValue, values: BufferValue) -> TensorValue:
     """Appends new keys and values to a KV cache in place, then causal attention over it.
 
