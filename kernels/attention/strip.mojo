@@ -9,9 +9,9 @@ comptime HEAD = 64
 comptime SCALE = Float32(0.125) * LOG2_E
 """1 / sqrt(HEAD) and the step from powers of e to powers of 2: maxima and exponents are kept times log2(e)."""
 
-comptime HEADROOM = Float32(8)
-"""By how much scores times SCALE may exceed the bound m of a body that raises it seldom: weights of up to 2^8 are as exact as
-those of up to 1."""
+comptime HEADROOM = Float32(32)
+"""By how much scores times SCALE may exceed the bound m of a body that raises it seldom: weights of up to 2^32 are as exact as
+those of up to 1, and sums of them as far from what float32 holds."""
 
 
 @always_inline

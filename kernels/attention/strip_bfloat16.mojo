@@ -42,6 +42,7 @@ from std.utils.numerics import neg_inf
 
 from ..cpu.exp2 import EXP2_STEPS, exp2_high_offset, exp2_offset, exp2_pairs
 from ..cpu.operand import dot
+from ..cpu.prefetch import ask_for
 from ..cpu.strips import Strips
 from ..cpu.tile import PANEL, VECTORS, WIDTH
 from ..data import Data
@@ -164,6 +165,9 @@ struct Bfloat16Strips(StripSoftmax):
     def begin(mut self, queries: Data[DType.float32], stride: Int, count: Int):
         """Begins a strip of queries."""
         Strips.pack(queries, stride, count, HEAD, self.queries)
+        for i in range(Self.rows):  # those of the next strip: other threads may have written them
+            comptime for j in range(0, HEAD, PANEL):
+                ask_for(queries.unsafe_offset((Self.rows + i) * stride + j))
         for i in range(0, Self.rows * HEAD, WIDTH):
             self.outputs.unsafe_store(i, SIMD[DType.float32, WIDTH](0))
         for i in range(Self.rows):

@@ -17,7 +17,7 @@ from std.memory.alloc import unsafe_alloc
 from ..data import Data
 from .amx import REGISTERS, TILE_BYTES, TILE_ROWS, Tiles, multiply_tiles
 from .epilogue import Epilogue, finish
-from .narrow import BLOCK_BYTES, scale_sums
+from .narrow import BLOCK_BYTES, finish_pair, scale_sums
 from .operand import HARDWARE_AMX, pack_strip
 from .tile import PANEL, group, panel_rows, scale_rows
 
@@ -110,7 +110,21 @@ def multiply_amx[
                                 sums,
                                 SUMS,
                             )
+                var end = min((panel + panels) * PANEL, columns)
                 comptime if b_type == DType.int8:
+                    if end - panel * PANEL == SUMS:
+                        finish_pair(
+                            sums,
+                            SUMS,
+                            rows,
+                            row,
+                            panel * PANEL,
+                            a_scales.unsafe_offset(row - first),
+                            b_words.unsafe_offset(panel * stride).unsafe_bitcast[Int8](),
+                            stride * 4,
+                            epilogue,
+                        )
+                        continue
                     scale_sums[b_type](
                         sums,
                         SUMS,
@@ -121,7 +135,6 @@ def multiply_amx[
                         stride * 4,
                         sums,
                     )
-                var end = min((panel + panels) * PANEL, columns)
                 finish(rows, row, panel * PANEL, end, sums.unsafe_bitcast[Float32](), SUMS, epilogue)
     tiles.end()
     packed.unsafe_free()

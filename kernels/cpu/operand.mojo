@@ -135,16 +135,20 @@ comptime _ROUND = Float32(12582912)
 
 def largest_magnitude(x: Data[DType.float32], depth: Int) -> Float32:
     """The largest magnitude of a row; NaN if the row holds NaN or infinity."""
-    var largest = SIMD[DType.float32, WIDTH](0)
-    var poison = SIMD[DType.float32, WIDTH](0)
-    var whole = depth // WIDTH * WIDTH
-    for k in range(0, whole, WIDTH):
-        var value = x.unsafe_load[width=WIDTH](k)
-        largest = larger(largest, abs(value))
-        poison = value.fma(SIMD[DType.float32, WIDTH](0), poison)
-    var top = largest.reduce_max()
+    comptime lanes = 4 * WIDTH  # four registers, so that no comparison waits for the one before
+    var most = SIMD[DType.float32, lanes](0)
+    var poison = SIMD[DType.float32, lanes](0)
+    for k in range(0, depth // lanes * lanes, lanes):
+        var value = x.unsafe_load[width=lanes](k)
+        most = larger(most, abs(value))
+        poison = value.fma(SIMD[DType.float32, lanes](0), poison)
+    var top = most.reduce_max()
     var bad = poison.reduce_add()
-    for k in range(whole, depth):
+    for k in range(depth // lanes * lanes, depth // WIDTH * WIDTH, WIDTH):
+        var value = x.unsafe_load[width=WIDTH](k)
+        top = max(top, abs(value).reduce_max())
+        bad += (value * 0).reduce_add()
+    for k in range(depth // WIDTH * WIDTH, depth):
         top = max(top, abs(x[unsafe_offset=k]))
         bad += x[unsafe_offset=k] * 0
     return top + bad
