@@ -23,8 +23,8 @@ DTYPES = {"bfloat16": "bf16", "int8": "i8"}
 
 TOLERANCES = {"bfloat16": (0.03, 0.005), "int8": (0.1, 0.02)}
 """The largest error and that in the mean square, for outputs of a few times unit scale. Weights of attention are off by
-0.7 % at most, which a mean over keys and a layer of d columns leave some 0.003 of. That moves activations across the edges of
-their roundings: in int8 each by 1/127 of its row's largest, 0.03 to 0.05, times a weight of 1/sqrt(d)."""
+0.7 % at most, which a mean over keys and a layer of d columns leave some 0.003 of. That moves activations across the edges
+of their roundings: in int8 each by 1/127 of its row's largest, 0.03 to 0.05, times a weight of 1/sqrt(d)."""
 
 for dtype in DTYPES.values():
     layer = f"f32[1] f32[1] {dtype}[3] f32[1] {dtype}[3] f32[1]"
