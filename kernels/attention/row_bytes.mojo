@@ -16,7 +16,8 @@ Products are vpdpbusd's: the factor without sign is the key, as n + 128, whose 1
          64 scores
 
 Cost of a query and 64 keys: 256 dot products of 4 bytes and 8.5 KB read; float16 reads 16 KB, and takes 512 multiply-adds and
-as many instructions to widen it. 1500 keys of a head are 204 KB: from the third cache three times as long as the dot products.
+as many instructions to widen it. 1500 keys of a head are 204 KB: from the third cache three times as long as the dot products. Keys
+and values take turns, 17 KB of each: while one is multiplied, the other is asked for.
 """
 
 from std.collections import Array

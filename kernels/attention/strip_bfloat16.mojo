@@ -4,8 +4,8 @@
     P = 2^(S * log2(e) / 8 - m)    rounded to bfloat16, `cpu/exp2.mojo`
     l += sum P,  O += P V    V rounded to bfloat16, sums in float32; l of the rounded P, so that the weights P / l sum to 1
 
-m is an integer, and need not be the largest score: weights of up to 2^8 are as exact as those of up to 1. It is raised
-when a score exceeds it by 8, by a whole power of two: then O and l are rescaled, exactly. That happens for the first block
+m is an integer, and need not be the largest score: weights of up to 2^32 are as exact as those of up to 1. It is raised
+when a score exceeds it by 32, by a whole power of two: then O and l are rescaled, exactly. That happens for the first block
 of keys, and for few others.
 
 A panel of V has keys j and j + 16 of every 32 in one word, because P comes so: of two registers of scores, for 16 keys
@@ -26,11 +26,11 @@ Cost of 16 queries and 32 keys on AMX, counted in the code compiled for it; cycl
 | ------------------------------------------------ | ------------- | ----- | ------ | ------------------- |
 | S: a register of Q and one of K serve two each   | 4             | 64    | 32     |                     |
 | m: is a score larger than it suits?              | 0             | 32    | 0      | 16 * 3              |
-| P: 32 powers in 12 instructions, their sum in 1  | 0             | 48    | 32     | 16 * 13 + 4         |
+| P: 32 powers in 10 instructions, their sum in 1  | 0             | 48    | 32     | 16 * 11 + 4         |
 | O += P V: O is loaded and stored every 128 keys  | 4             | 80    | 16     |                     |
-| cycles                                           | 128           | 112   | 80     | 130                 |
+| cycles                                           | 128           | 112   | 80     | 114                 |
 
-Tiles and vectors are equally busy: between 130 and 260 cycles, by how well they overlap, if tiles come from the first cache and are
+Tiles and vectors are equally busy: between 128 and 242 cycles, by how well they overlap, if tiles come from the first cache and are
 stored for nothing. They are not, and measured are some 500 (`docs/kernels/attention.md`). float32 with AVX-512 takes 2,048 for the
 same multiply-adds and 300 for the softmax. tiny.en's encoder has 54 million scores.
 """
