@@ -11,7 +11,7 @@ comptime SCALE = Float32(0.125) * LOG2_E
 
 comptime HEADROOM = Float32(32)
 """By how much scores times SCALE may exceed the bound m of a body that raises it seldom: weights of up to 2^32 are as exact as
-those of up to 1, and sums of them as far from what float32 holds."""
+those of up to 1, and sums of them are far below the largest float32."""
 
 
 @always_inline

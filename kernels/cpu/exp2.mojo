@@ -50,8 +50,8 @@ comptime _HIGH_ZERO = _ZERO + 65536 - Float32(_EXPONENT)
 comptime _ARCH = UInt32(172)
 """The arch's height: 43 / 2^10 at its highest, 64 * 63 * 172 / 2^16 = 10.6 of 128 steps."""
 
-
 comptime _LOOKS_UP = CompilationTarget._has_feature["avx512vbmi"]()
+"""Whether there is an instruction that looks 64 bytes up in a register."""
 
 
 def _arches() -> SIMD[DType.uint8, 64]:

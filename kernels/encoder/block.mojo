@@ -14,11 +14,11 @@ rows, PIECE of them, all the way from one attention to the next, and writes only
     |    -> mlp.2, + y -> y                                              y: 4d bytes out
     window 1 ...
 
-As ops of their own these kernels write 48*d bytes for each row, and read as many: rows of 12*d bytes behind qkv and of 16*d inside
-of the MLP, 6.9 and 9.2 MB of a window of tiny, through a third cache that both threads share.
+As ops of their own these kernels write 56*d bytes for each row and read 60*d, rows of 12*d behind qkv and of 16*d inside of the
+MLP among them: 6.9 and 9.2 MB of a window of tiny, through a third cache that both threads share.
 
 A piece reads all weights, 12*d^2, and multiplies each with PIECE rows. Cost of a window: 24*S*d^2 + 4*S^2*d operations; bytes: those of the
-weights, S / PIECE times, from the cache that holds them, and the 28*d of each row.
+weights, S / PIECE times, from the cache that holds them, and of each row the 28*d above and 8*d that attention reads.
 """
 
 from std.math import ceildiv

@@ -5,9 +5,9 @@ from extensibility import InputTensor, OutputTensor, _MutableInputTensor
 from std.utils import IndexList
 
 from ..attention.strip import HEAD
+from ..cpu.layers import Layer, Norm
 from ..data import Data, data, require, require_between, require_contiguous, require_size
 from ..decoder.audio import audio_heads
-from ..cpu.layers import Layer, Norm
 from ..decoder.block import Cache, DecoderBlock
 from ..decoder.cpu import Decoder
 from ..decoder.said import NOTHING, Grammar
