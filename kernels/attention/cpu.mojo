@@ -75,10 +75,20 @@ struct Attention[Strips: StripSoftmax]:
                 var matrix = task // blocks
                 var first = task % blocks * Self.Strips.query_block
                 var count = min(Self.Strips.query_block, self.length - first)
+                if task == begin or first == 0:
+                    strips.meet(self.head_keys(matrix), self.capacity)
                 self.block[causal](strips, matrix // self.heads, matrix % self.heads, first, count)
             strips.end()
 
         workers.share(some_blocks, self.batch * self.heads * blocks)
+
+    def head_keys(self, matrix: Int) -> Data[Self.Strips.cache_type]:
+        """The keys of a head.
+
+        Args:
+            matrix: Batch row * H + head.
+        """
+        return self.keys.unsafe_offset(matrix * ceildiv(self.capacity, PANEL) * Self.Strips.panel_size)
 
     def block[causal: Bool](self, mut strips: Self.Strips, row: Int, head: Int, first: Int, count: Int):
         """Computes some queries of one head: all blocks of keys, then the division by l.
@@ -96,7 +106,7 @@ struct Attention[Strips: StripSoftmax]:
         var query = self.queries.unsafe_offset((row * self.length + first) * self.query_stride + head * HEAD)
         strips.begin(query, self.query_stride, count)
         var matrix = row * self.heads + head
-        var keys = self.keys.unsafe_offset(matrix * ceildiv(self.capacity, PANEL) * Self.Strips.panel_size)
+        var keys = self.head_keys(matrix)
         var groups = ceildiv(self.capacity, Self.Strips.value_group)
         var values = self.values.unsafe_offset(matrix * groups * Self.Strips.group_size)
 

@@ -62,6 +62,15 @@ trait StripSoftmax(TrivialRegisterPassable):
         """Gives it back."""
         ...
 
+    def meet(mut self, keys: Data[Self.cache_type], capacity: Int):
+        """Gets to know the keys of the next blocks' head.
+
+        Args:
+            keys: The head's keys.
+            capacity: Keys there is room for.
+        """
+        pass
+
     def begin(mut self, queries: Data[Self.dtype], stride: Int, count: Int):
         """Begins a block: no key has been seen.
 

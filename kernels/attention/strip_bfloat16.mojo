@@ -4,42 +4,48 @@
     P = 2^(S * log2(e) / 8 - m)    rounded to bfloat16, `cpu/exp2.mojo`
     l += sum P,  O += P V    V rounded to bfloat16, sums in float32; l of the rounded P, so that the weights P / l sum to 1
 
-m is an integer, and need not be the largest score: weights of up to 2^32 are as exact as those of up to 1. It is raised
-when a score exceeds it by 32, by a whole power of two: then O and l are rescaled, exactly. That happens for the first block
-of keys, and for few others.
+m need not be the largest score: weights of up to 2^96, which have an exponent, are as exact as those of up to 1. And no score
+exceeds |q| |k| (Cauchy and Schwarz): if that, of all queries of a strip and all keys of the head, is below 96 times
+8 / log2(e), m is 0 throughout. Encoders stay below it: with the speech at hand, tiny.en reaches 82 and base 93. Else m is an
+integer that is raised when a score exceeds it by 32, by a whole power of two: then O and l are rescaled, exactly.
 
 A panel of V has keys j and j + 16 of every 32 in one word, because P comes so: of two registers of scores, for 16 keys
 each, one becomes the lower halves of 16 words and the other the upper ones.
 
        16 keys a panel                  16 columns a panel
-       +---+---+-- -+---+               +---+---+---+---+       AMX: a strip of 32 queries is two registers high, all four
-    32 | K^T: pairs |   |            64 | V: pairs of   |       products of a 2 x 2 block of them take 4 loads
- words +---+---+-- -+---+         words | keys          |
-       +---+---+-- -+---+               +---+---+---+---+       in the first cache: 8 KB of scores, 16 of P, 8 of O, 4 of Q;
-    Q  | S          | 32 queries     P  | O             |       K and V, 32 KB a step, come from the second
+       +---+---+-- -+---+               +---+---+---+---+       AMX: the four registers of 32 queries, and of their P for 64
+    32 | K^T: pairs |   |            64 | V: pairs of   |       keys, stay where they are while panels pass: 2 loads for
+ words +---+---+-- -+---+         words | keys          |       4 products
+       +---+---+-- -+---+               +---+---+---+---+       in the first cache: 16 KB of scores, 8 of P, 8 of O, 4 of Q;
+    Q  | S          | 32 queries     P  | O             |       K and V, 16 KB a block, pass by it
        +---+---+-- -+---+               +---+---+---+---+
 
-Cost of 16 queries and 32 keys on AMX, counted in the code compiled for it; cycles of a core that begins a tile product every
-16, and in each 2 loads, 2 vector instructions and 1 store of 64 bytes:
+A block of 64 keys is weighed beside the products of two others (`cpu/beside.mojo`):
 
-| what                                             | tile products | loads | stores | vector instructions |
-| ------------------------------------------------ | ------------- | ----- | ------ | ------------------- |
-| S: a register of Q and one of K serve two each   | 4             | 64    | 32     |                     |
-| m: is a score larger than it suits?              | 0             | 32    | 0      | 16 * 3              |
-| P: 32 powers in 10 instructions, their sum in 1  | 0             | 48    | 32     | 16 * 11 + 4         |
-| O += P V: O is loaded and stored every 128 keys  | 4             | 80    | 16     |                     |
-| cycles                                           | 128           | 112   | 80     | 114                 |
+    tiles    | S of block j          | O += P V of block j - 2 |
+    vectors  | P of block j - 1, half a query at a time        |
 
-Tiles and vectors are equally busy: between 128 and 242 cycles, by how well they overlap, if tiles come from the first cache and are
-stored for nothing. They are not, and measured are some 500 (`docs/kernels/attention.md`). float32 with AVX-512 takes 2,048 for the
-same multiply-adds and 300 for the softmax. tiny.en's encoder has 54 million scores.
+Cost of 32 queries and 64 keys on AMX, counted in the code compiled for it:
+
+| what                                                     | tile products | loads | stores | vector instructions |
+| -------------------------------------------------------- | ------------- | ----- | ------ | ------------------- |
+| S: 4 registers of Q, 8 of K                              | 16            | 12    | 8      |                     |
+| P: 32 powers in 8 instructions, their sum in 1           | 0             | 0     | 0      | 64 * 9              |
+| O += P V: 4 registers of P, 8 of V, 8 of O               | 16            | 20    | 8      |                     |
+
+A core begins a product every 16 cycles, 512 in all; loads take 8 and stores 16 each beside them. Of its two ports for
+arithmetic of 64 bytes, products leave one to floating point, which is most of the 576 instructions. Measured are some 1,600
+cycles (`docs/kernels/attention.md`). float32 with AVX-512 takes 8,192 for the same multiply-adds and 1,200 for the softmax.
+tiny.en's encoder has 54 million scores.
 """
 
-from std.math import ceil, ceildiv, clamp
+from std.collections import Array
+from std.math import ceil, ceildiv, sqrt
 from std.memory import bitcast
 from std.memory.alloc import unsafe_alloc
-from std.utils.numerics import neg_inf
+from std.utils.numerics import inf, neg_inf
 
+from ..cpu.beside import Beside, keep_apart
 from ..cpu.exp2 import EXP2_STEPS, exp2_high_offset, exp2_offset, exp2_pairs
 from ..cpu.operand import dot
 from ..cpu.prefetch import ask_for
@@ -52,6 +58,16 @@ from .strip import HEAD, HEADROOM, SCALE, StripSoftmax
 
 comptime HEAD_PANELS = HEAD // PANEL
 
+comptime KEY_BLOCK = 2 * KEY_GROUP
+"""Keys of a block."""
+
+comptime MOST_SCORE = Float32(96)
+"""Scores times SCALE up to which no maximum is looked for: weights of 2^-96 to 2^96 and their products with values are
+normal numbers, and so are sums of them."""
+
+comptime LEAST_SCORE = (1 / EXP2_STEPS - 127) / SCALE
+"""A score whose weight is nearly 0, for keys that are not there."""
+
 comptime _WORDS = HEAD // 2
 """Words of a query."""
 
@@ -61,42 +77,141 @@ comptime _ONES = SIMD[DType.int32, WIDTH](0x3F803F80)
 
 @fieldwise_init
 struct _Block(TrivialRegisterPassable):
-    """The weights of a block of keys."""
+    """A block of keys, whose scores or weights are there."""
 
     var values: Data[DType.int32]
     """Its values."""
+    var scores: Data[DType.float32]
+    """S, KEY_BLOCK for each query."""
     var weights: Data[DType.int32]
     """P."""
-    var groups: Int
-    """Times 32 keys; 0 for no block."""
+    var count: Int
+    """Its keys; 0 for no block."""
 
-    @staticmethod
-    def none() -> Self:
-        """No block."""
-        return Self(Data[DType.int32].unsafe_dangling(), Data[DType.int32].unsafe_dangling(), 0)
+    def groups(self) -> Int:
+        """Times 32 keys."""
+        return ceildiv(self.count, KEY_GROUP)
 
 
 @fieldwise_init
-struct _Group(TrivialRegisterPassable):
-    """32 keys of a block, whose scores are there."""
+struct _Softmax(TrivialRegisterPassable):
+    """The state of the softmax of each query of a strip."""
 
+    var maxima: Data[DType.float32]
+    """The bound m."""
+    var limits: Data[DType.float32]
+    """The largest score that m suits."""
+    var offsets: Data[DType.float32]
+    """m as `exp2_pairs` takes it for the lower halves of words, then for the upper ones."""
+    var totals: Data[DType.float32]
+    """WIDTH partial sums of l."""
+    var corrections: Data[DType.float32]
+    """What O is to be multiplied with, as m was raised meanwhile; behind the last query, whether any was."""
+
+    @no_inline
+    def raise_bound(self, query: Int, top: SIMD[DType.float32, PANEL]):
+        """Raises m for scores that it does not suit."""
+        var new = ceil(top.reduce_max() * SCALE)
+        var correction = exp2(self.maxima[unsafe_offset=query] - new)
+        self.maxima[unsafe_offset=query] = new
+        self.limits[unsafe_offset=query] = (new + HEADROOM) / SCALE
+        self.offsets[unsafe_offset=query] = exp2_offset(new)
+        self.offsets[unsafe_offset=Strips.rows + query] = exp2_high_offset(new)
+        self.totals.unsafe_store(query * WIDTH, self.totals.unsafe_load[width=WIDTH](query * WIDTH) * correction)
+        self.corrections[unsafe_offset=query] = correction
+        self.corrections[unsafe_offset=Strips.rows] = 1
+
+
+struct _Weighing[bounded: Bool](Beside):
+    """Turns the scores of a block into weights, in pairs, and adds them up: query after query, each in two pieces.
+
+    Parameters:
+        bounded: Whether all scores times SCALE are known to lie within MOST_SCORE.
+    """
+
+    comptime phases = 2
+
+    var softmax: _Softmax
     var block: _Block
-    """Its block."""
-    var index: Int
-    """Which of the block."""
-    var scores: Data[DType.float32]
-    """S."""
-    var seen: Int
-    """How many keys from its first on the first query sees, if causal; may be negative, or more than there are."""
+    var query: Int
+    """The next."""
     var count: Int
-    """Its keys."""
+    """Queries."""
+
+    def __init__(out self, softmax: _Softmax, block: _Block, count: Int):
+        """Begins with the first query."""
+        self.softmax = softmax
+        self.block = block
+        self.query = 0
+        self.count = count if block.count > 0 else 0
+        if block.count < KEY_BLOCK:  # what is behind the last key
+            for query in range(self.count):
+                for j in range(block.count, KEY_BLOCK):
+                    block.scores[unsafe_offset=query * KEY_BLOCK + j] = LEAST_SCORE if Self.bounded else neg_inf[
+                        DType.float32
+                    ]()
+
+    @always_inline
+    def piece[phase: Int](mut self):
+        """Brings m up to date and weighs the first 32 keys; weighs the others."""
+        if self.query >= self.count:
+            keep_apart()
+            return
+        comptime if phase == 0:
+            comptime if not Self.bounded:
+                self._bound()
+            self._weigh[0]()
+        else:
+            if self.block.count > KEY_GROUP:
+                self._weigh[1]()
+            self.query += 1
+
+    def finish(mut self):
+        """Does what is left."""
+        while self.query < self.count:
+            self.piece[0]()
+            self.piece[1]()
+
+    @always_inline
+    def _bound(self):
+        var scores = self.block.scores.unsafe_offset(self.query * KEY_BLOCK)
+        var top = larger(
+            larger(scores.unsafe_load[width=PANEL](0), scores.unsafe_load[width=PANEL](PANEL)),
+            larger(scores.unsafe_load[width=PANEL](2 * PANEL), scores.unsafe_load[width=PANEL](3 * PANEL)),
+        )
+        if top.gt(self.softmax.limits[unsafe_offset=self.query]).reduce_or():
+            self.softmax.raise_bound(self.query, top)
+
+    @always_inline
+    def _weigh[group: Int](self):
+        var scores = self.block.scores.unsafe_offset(self.query * KEY_BLOCK + group * KEY_GROUP)
+        var low = scores.unsafe_load[width=PANEL](0)
+        var high = scores.unsafe_load[width=PANEL](PANEL)
+        var p: SIMD[DType.int32, PANEL]
+        comptime if Self.bounded:
+            p = exp2_pairs[bounded=True](low, high, SCALE * EXP2_STEPS, exp2_offset(0), exp2_high_offset(0))
+        else:
+            p = exp2_pairs(
+                low,
+                high,
+                SCALE * EXP2_STEPS,
+                self.softmax.offsets[unsafe_offset=self.query],
+                self.softmax.offsets[unsafe_offset=Strips.rows + self.query],
+            )
+        var words = self.block.groups() * PANEL
+        self.block.weights.unsafe_store(Strips.place(self.query, group * PANEL, words), p)
+        var total = self.softmax.totals.unsafe_load[width=WIDTH](self.query * WIDTH)
+        comptime for v in range(VECTORS):
+            var pairs = p.slice[WIDTH, offset=v * WIDTH]()
+            total = bitcast[DType.float32, WIDTH](dot[DType.bfloat16](bitcast[DType.int32, WIDTH](total), pairs, _ONES))
+        self.softmax.totals.unsafe_store(self.query * WIDTH, total)
 
 
 struct Bfloat16Strips(StripSoftmax):
     """The state in float32, Q and P in strips of bfloat16; a block of queries is one strip.
 
-    Scores are weighed 32 keys later than they are computed, and weights meet their values a block later: so the core always
-    has products for its tiles and softmax for its vector units.
+    A block is weighed while the scores of the next one are computed, and meets its values after that: so there are always
+    products for the tiles, and a softmax for the vector units beside them.
     """
 
     comptime dtype = DType.float32
@@ -106,32 +221,29 @@ struct Bfloat16Strips(StripSoftmax):
     comptime group_size = KEY_GROUP * HEAD
     comptime rows = Strips.rows
     comptime query_block = Strips.rows
-    comptime key_block = 128
+    comptime key_block = KEY_BLOCK
 
     var product: Strips
     var queries: Data[DType.int32]
     var weights: Data[DType.int32]
     """P of two blocks."""
     var scores: Data[DType.float32]
-    """S of two groups."""
+    """S of two blocks."""
     var outputs: Data[DType.float32]
-    var totals: Data[DType.float32]
-    """Of each query, WIDTH partial sums of l."""
-    var maxima: Data[DType.float32]
-    """The bound m of each query."""
-    var limits: Data[DType.float32]
-    """Of each query, the largest score that m suits."""
-    var offsets: Data[DType.float32]
-    """Of each query, m as `exp2_pairs` takes it for the lower halves of words, then for the upper ones."""
-    var scored: _Group
-    """The last group that has scores."""
-    var waiting: _Block
-    """The block before that of the last group, if its weights have not met all of its values."""
+    var softmax: _Softmax
+    var scored: _Block
+    """The last block, which has scores."""
+    var weighed: _Block
+    """The block before, which has weights."""
     var value_stride: Int
     """Words from one panel of values to the next."""
+    var largest_key: Float32
+    """Of the head: the largest sum of a key's squares; infinity before `meet`."""
+    var bounded: Bool
+    """Whether the strip's scores are."""
 
     comptime _STRIP_WEIGHTS = Self.rows * Self.key_block // 2
-    comptime _STRIP_SCORES = Self.rows * KEY_GROUP
+    comptime _STRIP_SCORES = Self.rows * Self.key_block
 
     def __init__(out self):
         """Takes memory."""
@@ -140,15 +252,20 @@ struct Bfloat16Strips(StripSoftmax):
         self.weights = unsafe_alloc[Int32](2 * Self._STRIP_WEIGHTS, alignment=64)
         self.scores = unsafe_alloc[Float32](2 * Self._STRIP_SCORES, alignment=64)
         self.outputs = unsafe_alloc[Float32](Self.rows * HEAD, alignment=64)
-        self.totals = unsafe_alloc[Float32](Self.rows * WIDTH, alignment=64)
-        self.maxima = unsafe_alloc[Float32](Self.rows)
-        self.limits = unsafe_alloc[Float32](Self.rows)
-        self.offsets = unsafe_alloc[Float32](2 * Self.rows)
-        self.scored = _Group(_Block.none(), 0, self.scores, 0, 0)
-        self.waiting = _Block.none()
-        self.value_stride = 0
+        self.softmax = _Softmax(
+            unsafe_alloc[Float32](Self.rows),
+            unsafe_alloc[Float32](Self.rows),
+            unsafe_alloc[Float32](2 * Self.rows),
+            unsafe_alloc[Float32](Self.rows * WIDTH, alignment=64),
+            unsafe_alloc[Float32](Self.rows + 1),
+        )
         for i in range(2 * Self._STRIP_WEIGHTS):  # rows of a strip that no query has are multiplied, too
             self.weights[unsafe_offset=i] = 0
+        self.scored = _Block(self.weights, self.scores, self.weights, 0)
+        self.weighed = self.scored
+        self.value_stride = 0
+        self.largest_key = inf[DType.float32]()
+        self.bounded = False
 
     def end(self):
         """Gives it back."""
@@ -157,10 +274,29 @@ struct Bfloat16Strips(StripSoftmax):
         self.weights.unsafe_free()
         self.scores.unsafe_free()
         self.outputs.unsafe_free()
-        self.totals.unsafe_free()
-        self.maxima.unsafe_free()
-        self.limits.unsafe_free()
-        self.offsets.unsafe_free()
+        self.softmax.maxima.unsafe_free()
+        self.softmax.limits.unsafe_free()
+        self.softmax.offsets.unsafe_free()
+        self.softmax.totals.unsafe_free()
+        self.softmax.corrections.unsafe_free()
+
+    def meet(mut self, keys: Data[DType.bfloat16], capacity: Int):
+        """Looks for the longest key."""
+        comptime CHAINS = 4  # sums side by side, as each addition waits for the one before
+        var words = keys.unsafe_bitcast[Int32]()
+        var largest = SIMD[DType.float32, WIDTH](0)
+        for panel in range(ceildiv(capacity, PANEL)):
+            comptime for v in range(VECTORS):
+                var squares = Array[SIMD[DType.int32, WIDTH], CHAINS](fill=SIMD[DType.int32, WIDTH](0))
+                for word in range(0, _WORDS, CHAINS):
+                    comptime for c in range(CHAINS):
+                        var pairs = words.unsafe_load[width=WIDTH]((panel * _WORDS + word + c) * PANEL + v * WIDTH)
+                        squares[c] = dot[DType.bfloat16](squares[c], pairs, pairs)
+                var sums = SIMD[DType.float32, WIDTH](0)
+                comptime for c in range(CHAINS):
+                    sums += bitcast[DType.float32, WIDTH](squares[c])
+                largest = larger(sums, largest)
+        self.largest_key = largest.reduce_max()
 
     def begin(mut self, queries: Data[DType.float32], stride: Int, count: Int):
         """Begins a strip of queries."""
@@ -171,11 +307,23 @@ struct Bfloat16Strips(StripSoftmax):
         for i in range(0, Self.rows * HEAD, WIDTH):
             self.outputs.unsafe_store(i, SIMD[DType.float32, WIDTH](0))
         for i in range(Self.rows):
-            self.totals.unsafe_store(i * WIDTH, SIMD[DType.float32, WIDTH](0))
-            self.maxima[unsafe_offset=i] = neg_inf[DType.float32]()
-            self.limits[unsafe_offset=i] = neg_inf[DType.float32]()
-        self.scored = _Group(_Block.none(), 0, self.scores, 0, 0)
-        self.waiting = _Block.none()
+            self.softmax.totals.unsafe_store(i * WIDTH, SIMD[DType.float32, WIDTH](0))
+            self.softmax.maxima[unsafe_offset=i] = neg_inf[DType.float32]()
+            self.softmax.limits[unsafe_offset=i] = neg_inf[DType.float32]()
+            self.softmax.corrections[unsafe_offset=i] = 1
+        self.softmax.corrections[unsafe_offset=Self.rows] = 0
+        self.scored = _Block(self.weights, self.scores, self.weights, 0)
+        self.weighed = self.scored
+        var largest = Float32(0)
+        for i in range(count):
+            var squares = SIMD[DType.int32, WIDTH](0)
+            for word in range(0, _WORDS, PANEL):
+                comptime for v in range(VECTORS):
+                    var place = Strips.place(i, word, _WORDS) + v * WIDTH
+                    var pairs = self.queries.unsafe_load[width=WIDTH](place)
+                    squares = dot[DType.bfloat16](squares, pairs, pairs)
+            largest = larger(bitcast[DType.float32, WIDTH](squares).reduce_add(), largest)
+        self.bounded = sqrt(largest * self.largest_key) * SCALE < MOST_SCORE
 
     def step[
         causal: Bool
@@ -190,113 +338,71 @@ struct Bfloat16Strips(StripSoftmax):
         key_count: Int,
         seen: Int,
     ):
-        """The scores of a block of keys, the weights of all groups but its last, the values of the block before."""
+        """The scores of a block of keys, the weights of the block before, the values of the one before that."""
+        comptime assert not causal, "no decoder has keys in pairs"
         self.value_stride = ceildiv(capacity, KEY_GROUP) * PANEL * PANEL
-        var other = self.scored.block.weights == self.weights
+        var other = self.scored.scores == self.scores
         var block = _Block(
             values.unsafe_bitcast[Int32]().unsafe_offset(key // 2 * PANEL),
+            self.scores.unsafe_offset(Self._STRIP_SCORES if other else 0),
             self.weights.unsafe_offset(Self._STRIP_WEIGHTS if other else 0),
-            ceildiv(key_count, KEY_GROUP),
+            key_count,
         )
-        for index in range(block.groups):
-            var begin = index * KEY_GROUP
-            var group_count = min(KEY_GROUP, key_count - begin)
-            var scores = self.scores.unsafe_offset(Self._STRIP_SCORES if self.scored.scores == self.scores else 0)
-            self.product.multiply[accumulate=False](
-                count,
-                ceildiv(group_count, PANEL),
-                self.queries,
-                _WORDS,
-                keys.unsafe_bitcast[Int32]().unsafe_offset((key + begin) * _WORDS),
-                PANEL * _WORDS,
-                scores,
-                KEY_GROUP,
-            )
-            self._weigh[causal](count)
-            if index == 0:
-                self.waiting = self.scored.block
-            elif index < 3:
-                self._add_values(count, index - 1)
-            self.scored = _Group(block, index, scores, seen - begin, group_count)
-        for half in range(max(0, block.groups - 1), 2):
-            self._add_values(count, half)
+        if self.bounded:
+            self._step[bounded=True](count, keys.unsafe_bitcast[Int32]().unsafe_offset(key * _WORDS), block)
+        else:
+            self._step[bounded=False](count, keys.unsafe_bitcast[Int32]().unsafe_offset(key * _WORDS), block)
 
     def finish[causal: Bool](mut self, count: Int):
-        """Weighs the last group and adds the last values."""
-        self._weigh[causal](count)
-        self.waiting = self.scored.block
-        for half in range(2):
-            self._add_values(count, half)
+        """Weighs the last block and adds the last values."""
+        var none = _Block(self.weights, self.scores, self.weights, 0)
+        for _ in range(2):
+            if self.bounded:
+                self._step[bounded=True](count, self.queries, none)
+            else:
+                self._step[bounded=False](count, self.queries, none)
 
-    def _add_values(self, count: Int, half: Int):
-        """O += P V of the block that waits, if there is one: half of the columns."""
-        var block = self.waiting
-        if block.groups > 0:
+    def _step[bounded: Bool](mut self, count: Int, keys: Data[DType.int32], block: _Block):
+        var weighing = _Weighing[bounded](self.softmax, self.scored, count)
+        self.product.multiply[accumulate=False](
+            count,
+            ceildiv(block.count, PANEL),
+            self.queries,
+            _WORDS,
+            keys,
+            PANEL * _WORDS,
+            block.scores,
+            KEY_BLOCK,
+            weighing,
+        )
+        if self.weighed.count > 0:
             self.product.multiply[accumulate=True](
                 count,
-                HEAD_PANELS // 2,
-                block.weights,
-                block.groups * PANEL,
-                block.values.unsafe_offset(half * HEAD_PANELS // 2 * self.value_stride),
+                HEAD_PANELS,
+                self.weighed.weights,
+                self.weighed.groups() * PANEL,
+                self.weighed.values,
                 self.value_stride,
-                self.outputs.unsafe_offset(half * HEAD // 2),
+                self.outputs,
                 HEAD,
+                weighing,
             )
+        weighing.finish()
+        comptime if not bounded:
+            self._correct(count)
+        self.weighed = self.scored
+        self.scored = block
 
-    def _weigh[causal: Bool](self, count: Int):
-        """Turns the scores of the last group into weights, in pairs, and adds them up."""
-        var group = self.scored
-        if group.block.groups == 0:
+    def _correct(self, count: Int):
+        """Brings O to the bounds that were raised while it was multiplied."""
+        if self.softmax.corrections[unsafe_offset=Self.rows] == 0:
             return
-        var over = SIMD[DType.bool, PANEL](fill=False)
         for query in range(count):
-            var scores = group.scores.unsafe_offset(query * KEY_GROUP)
-            for j in range(clamp(group.seen + query, 0, group.count) if causal else group.count, KEY_GROUP):
-                scores[unsafe_offset=j] = neg_inf[DType.float32]()
-            var top = larger(scores.unsafe_load[width=PANEL](0), scores.unsafe_load[width=PANEL](PANEL))
-            over |= top.gt(self.limits[unsafe_offset=query])
-        if over.reduce_or():
-            self._raise(count)
-        var words = group.block.groups * PANEL
-        for query in range(count):
-            var scores = group.scores.unsafe_offset(query * KEY_GROUP)
-            var p = exp2_pairs(
-                scores.unsafe_load[width=PANEL](0),
-                scores.unsafe_load[width=PANEL](PANEL),
-                SCALE * EXP2_STEPS,
-                self.offsets[unsafe_offset=query],
-                self.offsets[unsafe_offset=Self.rows + query],
-            )
-            group.block.weights.unsafe_store(Strips.place(query, group.index * PANEL, words), p)
-            var total = self.totals.unsafe_load[width=WIDTH](query * WIDTH)
-            comptime for v in range(VECTORS):
-                var pairs = p.slice[WIDTH, offset=v * WIDTH]()
-                total = bitcast[DType.float32, WIDTH](
-                    dot[DType.bfloat16](bitcast[DType.int32, WIDTH](total), pairs, _ONES)
-                )
-            self.totals.unsafe_store(query * WIDTH, total)
-
-    @no_inline
-    def _raise(self, count: Int):
-        """Raises m of the queries that it does not suit, and brings O, l and the weights that have not met their values to it.
-        """
-        for query in range(count):
-            var scores = self.scored.scores.unsafe_offset(query * KEY_GROUP)
-            var top = larger(scores.unsafe_load[width=PANEL](0), scores.unsafe_load[width=PANEL](PANEL)).reduce_max()
-            if top <= self.limits[unsafe_offset=query]:
-                continue
-            var new = ceil(top * SCALE)
-            var correction = exp2(self.maxima[unsafe_offset=query] - new)
-            self.maxima[unsafe_offset=query] = new
-            self.limits[unsafe_offset=query] = (new + HEADROOM) / SCALE
-            self.offsets[unsafe_offset=query] = exp2_offset(new)
-            self.offsets[unsafe_offset=Self.rows + query] = exp2_high_offset(new)
-            var total = self.totals.unsafe_load[width=WIDTH](query * WIDTH)
-            self.totals.unsafe_store(query * WIDTH, total * correction)
+            var correction = self.softmax.corrections[unsafe_offset=query]
+            self.softmax.corrections[unsafe_offset=query] = 1
             for j in range(query * HEAD, (query + 1) * HEAD, WIDTH):
                 self.outputs.unsafe_store(j, self.outputs.unsafe_load[width=WIDTH](j) * correction)
-            _scale_weights(self.waiting, query, self.waiting.groups, correction)
-            _scale_weights(self.scored.block, query, self.scored.index, correction)
+        self.softmax.corrections[unsafe_offset=Self.rows] = 0
 
     def sums(self, query: Int) -> Data[DType.float32]:
         """O of a query."""
@@ -304,14 +410,4 @@ struct Bfloat16Strips(StripSoftmax):
 
     def total(self, query: Int) -> Float32:
         """The sum l of a query's weights."""
-        return self.totals.unsafe_load[width=WIDTH](query * WIDTH).reduce_add()
-
-
-def _scale_weights(block: _Block, query: Int, groups: Int, factor: Float32):
-    """Multiplies the weights of a query in the first groups of a block with a power of two."""
-    for group in range(groups):
-        var place = block.weights.unsafe_offset(Strips.place(query, group * PANEL, block.groups * PANEL))
-        var pairs = place.unsafe_load[width=PANEL](0)
-        var low = bitcast[DType.int32, PANEL](bitcast[DType.float32, PANEL](pairs << 16) * factor)
-        var high = bitcast[DType.int32, PANEL](bitcast[DType.float32, PANEL](pairs & -65536) * factor)
-        place.unsafe_store(0, ((low >> 16) & 0xFFFF) | (high & -65536))
+        return self.softmax.totals.unsafe_load[width=WIDTH](query * WIDTH).reduce_add()

@@ -11,7 +11,8 @@
 Two implementations of the same few operations: the instructions, and a picture of them in plain memory, with which the
 blocking, packing, tails and epilogues around them are tested on any CPU.
 
-A block of 2 x 2 registers of C needs 4 loads for 4 products: 4 * 16*16*K multiply-adds per 4 KB from the first cache.
+A block of 2 x 2 registers of C needs 4 loads for 4 products: 4 * 16*16*K multiply-adds per 4 KB from the first cache. Where
+4 registers hold all of A, 2 loads do. What vector units have to do goes between the instructions (`beside.mojo`).
 
 Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
 """
@@ -20,6 +21,7 @@ from std.memory import bitcast, stack_allocation
 from std.sys import llvm_intrinsic
 
 from ..data import Data
+from .beside import Beside, keep_apart
 from .operand import HARDWARE_AMX
 
 comptime TILE_ROWS = 16
@@ -56,6 +58,11 @@ trait TileUnit(TrivialRegisterPassable):
 
     def load[t: Int](self, x: Data[DType.int32], stride: Int = 16):
         """Fills register t from 16 rows of 64 bytes, `stride` elements apart."""
+        ...
+
+    def stream[t: Int](self, x: Data[DType.int32], stride: Int = 16):
+        """Fills register t as `load` does, from rows that the first cache need not keep: they would push out what it should.
+        """
         ...
 
     def multiply[operand: DType, c: Int, a: Int, b: Int](self):
@@ -109,6 +116,11 @@ struct HardwareTiles(TileUnit):
         llvm_intrinsic["llvm.x86.tileloadd64", NoneType](Int8(t), x, Int64(4 * stride))
 
     @always_inline
+    def stream[t: Int](self, x: Data[DType.int32], stride: Int = 16):
+        """Loads a register with the hint T1."""
+        llvm_intrinsic["llvm.x86.tileloaddt164", NoneType](Int8(t), x, Int64(4 * stride))
+
+    @always_inline
     def multiply[operand: DType, c: Int, a: Int, b: Int](self):
         """Multiplies and adds."""
         comptime if operand == DType.bfloat16:
@@ -155,6 +167,10 @@ struct EmulatedTiles(TileUnit):
         for row in range(TILE_ROWS):
             self._row[t](row).unsafe_store(0, x.unsafe_load[width=16](row * stride))
 
+    def stream[t: Int](self, x: Data[DType.int32], stride: Int = 16):
+        """Loads a register."""
+        self.load[t](x, stride)
+
     def multiply[operand: DType, c: Int, a: Int, b: Int](self):
         """Multiplies and adds, 4 bytes of k at a time."""
         for row in range(TILE_ROWS):
@@ -186,7 +202,7 @@ comptime Tiles = HardwareTiles if HARDWARE_AMX else EmulatedTiles
 
 @no_inline
 def multiply_tiles[
-    T: TileUnit, //, operand: DType, strips: Int, panels: Int, accumulate: Bool = False
+    T: TileUnit, B: Beside, //, operand: DType, strips: Int, panels: Int, keep_a: Bool = False
 ](
     tiles: T,
     a: Data[DType.int32],
@@ -197,15 +213,17 @@ def multiply_tiles[
     whole: Int,
     sums: Data[DType.int32],
     sums_stride: Int,
+    mut beside: B,
 ):
     """Stores `a @ b` for one or two strips of 16 rows and one or two panels. Strides count 4 bytes.
 
     Parameters:
         T: The tile unit.
+        B: Kind of the work beside.
         operand: DType.bfloat16 or DType.int8.
         strips: Strips of a.
         panels: Panels of b.
-        accumulate: Whether to add to the sums that are there.
+        keep_a: Which factor the first cache is to keep: a, that all panels meet, or b, that some more strips meet.
 
     Args:
         tiles: The tile unit, after `begin`.
@@ -217,29 +235,42 @@ def multiply_tiles[
         whole: KB of a panel that are read where they lie.
         sums: Receives float32 or int32.
         sums_stride: From one row of the sums to the next.
+        beside: What vector units do meanwhile: a piece behind each instruction, if all kinds of them fit into a step.
     """
     comptime size = TILE_BYTES // 4
+    comptime registers = strips * panels
+    comptime instructions = strips + panels + registers  # of a step
+    var work = beside  # in registers
 
     @always_inline
-    def place(s: Int, p: Int) {imm sums, imm sums_stride} -> Data[DType.int32]:
-        return sums.unsafe_offset(s * TILE_ROWS * sums_stride + p * 16)
+    def then[instruction: Int]() {mut work}:
+        comptime if registers % B.phases == 0 and instructions % B.phases == 0:
+            work.piece[instruction % B.phases]()
+        else:
+            keep_apart()
 
-    comptime for s in range(strips):
-        comptime for p in range(panels):
-            comptime if accumulate:
-                tiles.load[s * panels + p](place(s, p), sums_stride)
-            else:
-                tiles.clear[s * panels + p]()
+    comptime for c in range(registers):
+        tiles.clear[c]()
+        then[c]()
 
     @always_inline
-    def add(i: Int, b_i: Data[DType.int32], stride: Int) {imm tiles, imm a, imm a_strip_stride}:
+    def add(i: Int, b_i: Data[DType.int32], stride: Int) {imm tiles, imm a, imm a_strip_stride, mut then}:
         comptime for s in range(strips):
-            tiles.load[4 + s](a.unsafe_offset(s * a_strip_stride + i * size))
+            comptime if keep_a:
+                tiles.load[4 + s](a.unsafe_offset(s * a_strip_stride + i * size))
+            else:
+                tiles.stream[4 + s](a.unsafe_offset(s * a_strip_stride + i * size))
+            then[s]()
         comptime for p in range(panels):
-            tiles.load[6 + p](b_i.unsafe_offset(p * stride))
+            comptime if keep_a:
+                tiles.stream[6 + p](b_i.unsafe_offset(p * stride))
+            else:
+                tiles.load[6 + p](b_i.unsafe_offset(p * stride))
+            then[strips + p]()
         comptime for s in range(strips):
             comptime for p in range(panels):
                 tiles.multiply[operand, s * panels + p, 4 + s, 6 + p]()
+                then[strips + panels + s * panels + p]()
 
     for i in range(whole):
         add(i, b.unsafe_offset(i * size), b_panel_stride)
@@ -248,4 +279,77 @@ def multiply_tiles[
 
     comptime for s in range(strips):
         comptime for p in range(panels):
-            tiles.store[s * panels + p](place(s, p), sums_stride)
+            comptime c = s * panels + p
+            tiles.store[c](sums.unsafe_offset(s * TILE_ROWS * sums_stride + p * 16), sums_stride)
+            then[c]()
+    beside = work
+
+
+@no_inline
+def multiply_resident[
+    T: TileUnit, B: Beside, //, operand: DType, strips: Int, steps: Int, accumulate: Bool
+](
+    tiles: T,
+    a: Data[DType.int32],
+    b: Data[DType.int32],
+    b_panel_stride: Int,
+    panels: Int,
+    sums: Data[DType.int32],
+    sums_stride: Int,
+    mut beside: B,
+):
+    """Stores `a @ b`, or adds it, for an `a` that four registers hold. Strides count 4 bytes.
+
+    A panel takes `steps` loads for `strips * steps` products, half of what `multiply_tiles` takes, and two registers of sums.
+
+    Parameters:
+        T: The tile unit.
+        B: Kind of the work beside.
+        operand: DType.bfloat16 or DType.int8.
+        strips: Strips of a, one or two.
+        steps: KB of each strip and panel, one or two.
+        accumulate: Whether to add to the sums that are there.
+
+    Args:
+        tiles: The tile unit, after `begin`.
+        a: The strips as registers take them, one after another.
+        b: First row of values of the first panel.
+        b_panel_stride: From one panel to the next.
+        panels: Panels of b.
+        sums: Receives float32 or int32.
+        sums_stride: From one row of the sums to the next.
+        beside: What vector units do meanwhile: pieces behind four of five instructions.
+    """
+    comptime size = TILE_BYTES // 4
+    comptime instructions = 2 * strips + steps + strips * steps  # for a panel
+    comptime pieces = instructions * 4 // 5 // B.phases * B.phases
+    var work = beside  # in registers
+
+    comptime for i in range(strips * steps):
+        tiles.load[4 + i](a.unsafe_offset(i * size))
+
+    @always_inline
+    def then[instruction: Int]() {mut work}:
+        comptime begin = instruction * pieces // instructions
+        comptime for piece in range(begin, (instruction + 1) * pieces // instructions):
+            work.piece[piece % B.phases]()
+
+    for panel in range(panels):
+        var place = sums.unsafe_offset(panel * 16)
+        comptime for s in range(strips):
+            comptime if accumulate:
+                tiles.load[s](place.unsafe_offset(s * TILE_ROWS * sums_stride), sums_stride)
+            else:
+                tiles.clear[s]()
+            then[s]()
+        comptime for i in range(steps):
+            tiles.stream[2 + i](b.unsafe_offset(panel * b_panel_stride + i * size))
+            then[strips + i]()
+        comptime for i in range(steps):
+            comptime for s in range(strips):
+                tiles.multiply[operand, s, 4 + s * steps + i, 2 + i]()
+                then[strips + steps + i * strips + s]()
+        comptime for s in range(strips):
+            tiles.store[s](place.unsafe_offset(s * TILE_ROWS * sums_stride), sums_stride)
+            then[strips + steps + strips * steps + s]()
+    beside = work

@@ -7,6 +7,9 @@ from .tile import PANEL, WIDTH
 trait Epilogue(TrivialRegisterPassable):
     """What happens to a finished sum before it is stored."""
 
+    comptime heavy: Bool = False
+    """Whether it computes so much that tile units do products beside it; else what a tile's sums need is done at once."""
+
     def store[width: Int](self, row: Int, column: Int, sums: SIMD[DType.float32, width]):
         """Stores `sums`, the product's elements `[row, column ..< column + width]`."""
         ...

@@ -23,6 +23,7 @@ from std.memory.alloc import unsafe_alloc
 
 from ..data import Data
 from .amx import REGISTERS, TILE_BYTES, TILE_ROWS, Tiles, multiply_tiles
+from .beside import Apart
 from .epilogue import Epilogue, finish
 from .narrow import scale_sums
 from .narrow_amx import SUMS, WORDS, pad
@@ -149,6 +150,7 @@ def multiply_few[
     var sums = unsafe_alloc[Int32](2 * TILE_ROWS * SUMS, alignment=64)
     var tiles = Tiles(registers)
     tiles.begin()
+    var apart = Apart()
     for first in range(row_begin, row_end, most_rows[b_type]):
         var rows = min(most_rows[b_type], row_end - first)
         _pack_parts[b_type](a.unsafe_offset(first * a_stride), a_stride, rows, depth, words, packed, scales)
@@ -164,8 +166,8 @@ def multiply_few[
             comptime for s in range(1, 3):
                 comptime for p in range(1, 3):
                     if ceildiv(parts[b_type] * rows, TILE_ROWS) == s and panels == p:
-                        multiply_tiles[b_type, s, p](
-                            tiles, packed, TILE_ROWS * words, values, stride, tails, whole, sums, SUMS
+                        multiply_tiles[b_type, s, p, keep_a=True](
+                            tiles, packed, TILE_ROWS * words, values, stride, tails, whole, sums, SUMS, apart
                         )
             _join_parts[b_type](sums, rows, panels)
             comptime if b_type == DType.int8:

@@ -23,7 +23,7 @@ from ..data import Data
 from .epilogue import Epilogue, finish
 from .operand import BYTE_OFFSET, dot, lanes, pack_strip
 from .prefetch import ask_for
-from .tile import MOST_PANELS, PANEL, ROWS, VECTORS, WIDTH, group, panel_rows, panel_scales, row_size, scale_rows
+from .tile import MOST_PANELS, PANEL, ROWS, VECTORS, WIDTH, group, panel_rows, panel_scales, scale_rows
 from .tile import tile_panels
 
 comptime BLOCK_BYTES = 192 * 1024
@@ -204,48 +204,6 @@ def scale_sums[
                     total -= offsets.unsafe_load[width=WIDTH](panel * PANEL + v * WIDTH)
                 var scale = a_scale * b_scales.unsafe_load[width=WIDTH](v * WIDTH)
                 sums.unsafe_store(at, bitcast[DType.int32, WIDTH](total.cast[DType.float32]() * scale))
-
-
-@no_inline
-def finish_pair[
-    E: Epilogue, //
-](
-    sums: Data[DType.int32],
-    stride: Int,
-    rows: Int,
-    row: Int,
-    column: Int,
-    a_scales: Data[DType.float32],
-    b: Data[DType.int8],
-    b_panel_stride: Int,
-    epilogue: E,
-):
-    """Scales the sums of bytes and two whole panels and hands them to the epilogue: `scale_sums` and `finish` in one pass.
-
-    Parameters:
-        E: The epilogue.
-
-    Args:
-        sums: The tile's sums.
-        stride: Elements from one row of them to the next.
-        rows: Rows of the tile.
-        row: The first of them in the product.
-        column: The first column.
-        a_scales: Scale of each row.
-        b: The first panel, with its scales in front.
-        b_panel_stride: Elements from one panel to the next.
-        epilogue: Receives every sum once.
-    """
-    comptime vectors = 2 * VECTORS
-    var b_scales = Array[SIMD[DType.float32, WIDTH], vectors](uninitialized=True)
-    comptime for v in range(vectors):
-        var scales = panel_scales(b.unsafe_offset(v // VECTORS * b_panel_stride))
-        b_scales[v] = scales.unsafe_load[width=WIDTH](v % VECTORS * WIDTH)
-    for i in range(rows):
-        var a_scale = SIMD[DType.float32, WIDTH](a_scales[unsafe_offset=i])
-        comptime for v in range(vectors):
-            var total = sums.unsafe_load[width=WIDTH](i * stride + v * WIDTH).cast[DType.float32]()
-            epilogue.store(row + i, column + v * WIDTH, total * (a_scale * b_scales[v]))
 
 
 def multiply_dots[

@@ -28,6 +28,7 @@ from std.memory.alloc import unsafe_alloc
 
 from ..data import Data
 from .amx import REGISTERS, TILE_BYTES, TILE_ROWS, TileUnit, Tiles
+from .beside import keep_apart
 from .epilogue import Epilogue, finish
 from .operand import HARDWARE_AMX, round_bfloat16
 from .tile import PANEL, panel_rows, row_size
@@ -180,17 +181,20 @@ def multiply_terms[
                 tiles.load[s * panels + p](place(s, p), sums_stride)
             else:
                 tiles.clear[s * panels + p]()
+            keep_apart()
     for i in range(count):
 
         @always_inline
         def load_a[term: Int]() {imm}:
             comptime for s in range(strips):
                 tiles.load[4 + s](a.unsafe_offset(((s * count + i) * TERMS + term) * WORDS))
+                keep_apart()
 
         @always_inline
         def load_b[term: Int]() {imm}:
             comptime for p in range(panels):
                 tiles.load[6 + p](b.unsafe_offset(p * b_panel_stride + (i * TERMS + term) * WORDS))
+                keep_apart()
 
         load_a[_ROUTE[0][0]]()
         load_b[_ROUTE[0][1]]()
@@ -204,9 +208,11 @@ def multiply_terms[
             comptime for s in range(strips):
                 comptime for p in range(panels):
                     tiles.multiply[DType.bfloat16, s * panels + p, 4 + s, 6 + p]()
+                    keep_apart()
     comptime for s in range(strips):
         comptime for p in range(panels):
             tiles.store[s * panels + p](place(s, p), sums_stride)
+            keep_apart()
 
 
 def split_rows(depth: Int) -> Int:

@@ -19,7 +19,8 @@ from std.math import ceildiv
 from std.memory.alloc import unsafe_alloc
 
 from ..data import Data
-from .amx import REGISTERS, TILE_BYTES, TILE_ROWS, Tiles, multiply_tiles
+from .amx import REGISTERS, TILE_BYTES, TILE_ROWS, Tiles, multiply_resident
+from .beside import Beside
 from .narrow import dot_tiles
 from .operand import AMX, HARDWARE_AMX, pack_strip
 from .tile import PANEL, ROWS, tile_panels
@@ -64,7 +65,7 @@ trait StripProduct(TrivialRegisterPassable):
         ...
 
     def multiply[
-        accumulate: Bool
+        B: Beside, //, accumulate: Bool
     ](
         self,
         rows: Int,
@@ -75,21 +76,24 @@ trait StripProduct(TrivialRegisterPassable):
         b_panel_stride: Int,
         c: Data[DType.float32],
         c_stride: Int,
+        mut beside: B,
     ):
         """Multiplies a strip with panels.
 
         Parameters:
+            B: Kind of the work beside.
             accumulate: Whether to add to c.
 
         Args:
             rows: Rows that count; others of the strip may be computed, too: c has room for them.
             panels: Panels.
             a: The strip.
-            words: W, a multiple of 16.
+            words: W, 16 or 32.
             b: First word of the first panel.
             b_panel_stride: Words from one panel to the next.
             c: Receives the sums.
             c_stride: Elements from one row of c to the next.
+            beside: What vector units may do meanwhile, or some of it.
         """
         ...
 
@@ -117,9 +121,8 @@ struct TileStrips(StripProduct):
     @always_inline
     def place(row: Int, word: Int, words: Int) -> Int:
         """A register of 16 rows by 16 words after another, then those of the next 16 rows."""
-        return (
-            row // TILE_ROWS * TILE_ROWS * words + (word // PANEL * TILE_ROWS + row % TILE_ROWS) * PANEL + word % PANEL
-        )
+        comptime last = TILE_ROWS - 1
+        return (row & ~last) * words + (row & last) * PANEL + (word & ~last) * TILE_ROWS + (word & last)
 
     @staticmethod
     def pack(x: Data[DType.float32], stride: Int, rows: Int, depth: Int, packed: Data[DType.int32]):
@@ -138,7 +141,7 @@ struct TileStrips(StripProduct):
             )
 
     def multiply[
-        accumulate: Bool
+        B: Beside, //, accumulate: Bool
     ](
         self,
         rows: Int,
@@ -149,23 +152,15 @@ struct TileStrips(StripProduct):
         b_panel_stride: Int,
         c: Data[DType.float32],
         c_stride: Int,
+        mut beside: B,
     ):
-        """Multiplies 16 or 32 rows, two panels at a time."""
-        for panel in range(0, panels, 2):
+        """Multiplies 16 or 32 rows, which stay in registers."""
+        comptime for steps in range(1, 3):
             comptime for s in range(1, 3):
-                comptime for p in range(1, 3):
-                    if ceildiv(rows, TILE_ROWS) == s and min(2, panels - panel) == p:
-                        multiply_tiles[DType.bfloat16, s, p, accumulate](
-                            self.tiles,
-                            a,
-                            TILE_ROWS * words,
-                            b.unsafe_offset(panel * b_panel_stride),
-                            b_panel_stride,
-                            b,  # no register of a panel is incomplete
-                            words // PANEL,
-                            c.unsafe_offset(panel * PANEL).unsafe_bitcast[Int32](),
-                            c_stride,
-                        )
+                if words == steps * PANEL and ceildiv(rows, TILE_ROWS) == s:
+                    multiply_resident[DType.bfloat16, s, steps, accumulate](
+                        self.tiles, a, b, b_panel_stride, panels, c.unsafe_bitcast[Int32](), c_stride, beside
+                    )
 
 
 struct DotStrips(StripProduct):
@@ -193,7 +188,7 @@ struct DotStrips(StripProduct):
         pack_strip[DType.bfloat16](x, stride, rows, ROWS, depth // 2, depth, depth // 2, packed, x)
 
     def multiply[
-        accumulate: Bool
+        B: Beside, //, accumulate: Bool
     ](
         self,
         rows: Int,
@@ -204,6 +199,7 @@ struct DotStrips(StripProduct):
         b_panel_stride: Int,
         c: Data[DType.float32],
         c_stride: Int,
+        mut beside: B,
     ):
         """Multiplies all rows of the strip, as many panels at a time as the registers hold."""
         for panel in range(0, panels, tile_panels(ROWS)):

@@ -23,6 +23,8 @@ struct BiasEpilogue[dtype: DType, apply_gelu: Bool, add_residual: Bool, rounded:
         rounded: Whether weights are rounded to bfloat16 or int8: GELU then is as exact as they are.
     """
 
+    comptime heavy = Self.apply_gelu
+
     var output: Data[Self.dtype]
     var bias: Data[Self.dtype]
     var residual: Data[Self.dtype]

@@ -255,6 +255,7 @@ def check_attention[Strips: StripSoftmax](queries: Int, keys: Int, step: Float64
     )
     var strips = Strips()
     for head in range(heads):
+        strips.meet(attention.head_keys(head), keys)
         for first in range(0, queries, Strips.query_block):
             attention.block[causal=False](strips, 0, head, first, min(Strips.query_block, queries - first))
     strips.end()

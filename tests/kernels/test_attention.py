@@ -241,8 +241,8 @@ def check_in_bfloat16(rows: np.ndarray) -> None:
     assert np.max(excess, initial=0) <= 2e-5
 
 
-# Around strips of 3, 6, 12, 16 and 32 queries, panels of 16 keys, groups of 32, blocks of 128.
-@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 32, 33, 47, 95, 127, 128, 129, 161, 257, 300])
+# Around strips of 3, 6, 12, 16 and 32 queries, panels of 16 keys, groups of 32, blocks of 64.
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 95, 127, 128, 129, 161, 257, 300])
 def test_self_attention_in_bfloat16(rng, length):
     check_in_bfloat16(rng.standard_normal((2, length, 3 * 2 * HEAD), dtype=np.float32))
 
@@ -255,6 +255,17 @@ def test_self_attention_in_bfloat16_of_a_window(rng):
 def test_large_scores_in_bfloat16(rng, slope):
     """Scores from 0 to hundreds: the largest first, or last, so that every block of keys raises the maximum, or few do."""
     check_in_bfloat16(rows_of_large_scores(rng, slope))
+
+
+@pytest.mark.parametrize("signs", [[1], [-1], [-1, 1]])
+@pytest.mark.parametrize("power", [90, 150])
+def test_scores_around_the_bound_in_bfloat16(rng, power, signs):
+    """Weights of 2^-90 to 2^90 need no maximum; 2^150 is no float32. Both are as exact where all are tiny, or huge."""
+    rows = rng.standard_normal((1, 300, 3 * 2 * HEAD), dtype=np.float32)
+    rows[..., : 4 * HEAD] *= 0.05
+    rows[..., 0 : 2 * HEAD : HEAD] = 16
+    rows[..., 2 * HEAD : 4 * HEAD : HEAD] = rng.choice(signs, (300, 2)) * (power * 8 * np.log(2) / 16)
+    check_in_bfloat16(rows)
 
 
 def test_every_weight_in_bfloat16():
