@@ -19,8 +19,8 @@ the lower half of a word and one of the next to the upper half, as dot products 
 | f, 127 - f, product, arch     | 4                                            |
 | t - arch + 1                  | 2                                            |
 
-12 for 32, 10 if nothing is below, where `exp2` of float32 takes 2 * 16 and rounding to bfloat16 2 more. A CPU that looks 64 bytes up in a register
-(AVX-512 VBMI, every one with AMX) finds c(f) by the upper 6 bits of f: 4 instructions instead of the last 6.
+12 for 32, 10 if nothing is below, where `exp2` of float32 takes 2 * 16 and rounding to bfloat16 2 more. A CPU that looks 64
+bytes up in a register (AVX-512 VBMI, every one with AMX) finds c(f) by the upper 6 bits of f: 4 instructions instead of the last 6.
 
 Error: within 0.73 % of 2^x times a constant, 0.25 % in the mean square, 0.23 % by the table (a nearest bfloat16: 0.39 and 0.17 %).
 The constant, 1.01 or 0.995, cancels: weights are divided by the sum of the same powers. What is below 2^-127 becomes 2^-133,
