@@ -29,6 +29,9 @@ from .tile import tile_panels
 comptime BLOCK_BYTES = 192 * 1024
 """Bytes of rounded rows kept in the second cache while panels pass by."""
 
+comptime _AHEAD = 20
+"""Rows of a panel, 1.3 KB in each of those side by side, between the one that is multiplied and the one asked for."""
+
 comptime SUMS = MOST_PANELS * PANEL
 """Elements from one row of a tile's sums to the next."""
 
@@ -82,8 +85,9 @@ def _dot_tile[
     for k in range(count):
         # In float32 and bfloat16, where twice and four times as many lines come for the same arithmetic, this does not pay.
         comptime if rows == 1:
+            var ahead = _AHEAD * PANEL if k + _AHEAD < count else panels * b_panel_stride - (count - _AHEAD) * PANEL
             comptime for p in range(panels):
-                ask_for(b.unsafe_offset((panels + p) * b_panel_stride + k * PANEL))
+                ask_for(b.unsafe_offset(p * b_panel_stride + k * PANEL + ahead))
         comptime for part in range(parts):
             var b_k = Array[SIMD[DType.int32, WIDTH], columns](uninitialized=True)
             comptime for j in range(columns):
