@@ -32,7 +32,7 @@ from ..cpu.epilogue import Epilogue
 from ..cpu.layers import Layer, Norm
 from ..cpu.matmul import multiply_block
 from ..cpu.threads import Team, in_team
-from ..cpu.tile import PANEL, is_rounded
+from ..cpu.tile import PANEL, ROWS, is_rounded
 from ..data import Data
 from ..layer_norm.cpu import normalise
 from ..linear.cpu import BiasEpilogue
@@ -40,6 +40,9 @@ from ..linear.cpu import BiasEpilogue
 comptime PIECE = 2 * KEY_GROUP
 """Rows that a thread takes at once: enough that a panel of weights pays for its way from the second cache, and few enough that
 they, and 4*d columns of the MLP, stay there, too. Groups of keys are made together."""
+
+comptime _LAST_GROUPS = 5
+"""Groups of rows at the end that are pieces of their own: a thread waits for the last piece of another one."""
 
 
 @fieldwise_init
@@ -135,15 +138,22 @@ struct EncoderBlock[weight_type: DType](TrivialRegisterPassable):
 
     def _window(self, output: Data[DType.float32], x: Data[DType.float32], window: _Window, length: Int, team: Team):
         """One window: `LOOPS` loops."""
-        var groups = ceildiv(length, KEY_GROUP)
-        var pieces = ceildiv(length, PIECE)
+        # A group of ROWS or fewer would not be multiplied as many rows are: it joins the one before.
+        var groups = max(ceildiv(length - ROWS, KEY_GROUP), 1)
+        var wholes = ceildiv(max(groups - _LAST_GROUPS, 0) * KEY_GROUP, PIECE)
+        var pieces = wholes + max(groups - wholes * (PIECE // KEY_GROUP), 0)
+
+        @always_inline
+        def begin_of(piece: Int) {imm} -> Int:
+            if piece == pieces:
+                return length
+            return min(piece, wholes) * PIECE + max(piece - wholes, 0) * KEY_GROUP
 
         @always_inline
         def heads_of_pieces(begin: Int, end: Int) {imm}:
             for piece in range(begin, end):
-                var first = groups * piece // pieces * KEY_GROUP
-                var last = min(groups * (piece + 1) // pieces * KEY_GROUP, length)
-                self._make_heads(x, window, first, last - first, length)
+                var first = begin_of(piece)
+                self._make_heads(x, window, first, begin_of(piece + 1) - first, length)
 
         team.share(heads_of_pieces, pieces, turns=pieces)
         Attention[Bfloat16Strips](
@@ -162,9 +172,8 @@ struct EncoderBlock[weight_type: DType](TrivialRegisterPassable):
         @always_inline
         def rest_of_pieces(begin: Int, end: Int) {imm}:
             for piece in range(begin, end):
-                var first = groups * piece // pieces * KEY_GROUP
-                var last = min(groups * (piece + 1) // pieces * KEY_GROUP, length)
-                self._go_on(output, x, window, first, last - first)
+                var first = begin_of(piece)
+                self._go_on(output, x, window, first, begin_of(piece + 1) - first)
 
         team.share(rest_of_pieces, pieces, turns=pieces)
 
