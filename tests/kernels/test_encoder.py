@@ -70,7 +70,7 @@ def reference(x: np.ndarray, w: list[np.ndarray], heads: int) -> np.ndarray:
 
 
 # Less than a tile, around groups of 32 keys and pieces of 64 rows, an odd number of groups, a whole window.
-LENGTHS = [1, 5, 13, 31, 32, 33, 63, 64, 65, 97, 129, 161, 1500]
+LENGTHS = [1, 5, 13, 31, 32, 33, 44, 45, 63, 64, 65, 97, 129, 161, 172, 173, 1500]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
