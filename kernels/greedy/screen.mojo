@@ -50,6 +50,9 @@ comptime _operand = DType.int8 if _BYTES else DType.int16
 comptime _X_WORDS = GROUP // 4 if _BYTES else GROUP // 2
 """Times 4 bytes of x in a group."""
 
+comptime _CHAINS = 2 if _BYTES else 1
+"""Sums of a group for each row and token: an instruction waits for the last but one, not for the one before."""
+
 comptime _TOGETHER = 8 if _BYTES else 4
 """Rows of x that meet a panel at once."""
 
@@ -113,12 +116,11 @@ def _rough_tile[
     comptime for first in range(0, VECTORS, columns):
         var totals = Array[SIMD[DType.float32, WIDTH], rows * columns](fill=SIMD[DType.float32, WIDTH](0))
         for g in range(groups):
-            var sums = Array[SIMD[DType.int32, WIDTH], rows * columns](uninitialized=True)
-            comptime for i in range(rows):
-                comptime for v in range(columns):
-                    sums[i * columns + v] = SIMD[DType.int32, WIDTH](
-                        starts[unsafe_offset=i * groups + g] if _BYTES else 0
-                    )
+            var sums = Array[SIMD[DType.int32, WIDTH], _CHAINS * rows * columns](fill=SIMD[DType.int32, WIDTH](0))
+            comptime if _BYTES:
+                comptime for i in range(rows):
+                    comptime for v in range(columns):
+                        sums[i * columns + v] = SIMD[DType.int32, WIDTH](starts[unsafe_offset=i * groups + g])
             comptime for w in range(_WORDS):
                 comptime if first == 0:
                     ask_for(later.unsafe_offset((head + g * _WORDS + w) * PANEL))
@@ -137,7 +139,7 @@ def _rough_tile[
                             x[unsafe_offset=i * x_stride + (g * _WORDS + w) * steps + step]
                         )
                         comptime for v in range(columns):
-                            comptime at = i * columns + v
+                            comptime at = (step % _CHAINS * rows + i) * columns + v
                             comptime if _BYTES:
                                 sums[at] = dot[DType.uint8](sums[at], n[v], x_k)
                             else:
@@ -146,6 +148,8 @@ def _rough_tile[
                 var scale = widened(halves, g * PANEL + (first + v) * WIDTH)
                 comptime for i in range(rows):
                     comptime at = i * columns + v
+                    comptime for chain in range(1, _CHAINS):
+                        sums[at] += sums[chain * rows * columns + at]
                     totals[at] = sums[at].cast[DType.float32]().fma(scale, totals[at])
         comptime for i in range(rows):
             var scale = SIMD[DType.float32, WIDTH](scales[unsafe_offset=i])
