@@ -30,7 +30,8 @@ comptime BLOCK_BYTES = 192 * 1024
 """Bytes of rounded rows kept in the second cache while panels pass by."""
 
 comptime _AHEAD = 20
-"""Rows of a panel, 1.3 KB in each of those side by side, between the one that is multiplied and the one asked for."""
+"""Rows of a panel, 1.3 KB in each of those side by side, between the one that is multiplied and the one asked for:
+more push out of the first cache what is not read yet, fewer come late (docs/kernels/decoder.md)."""
 
 comptime SUMS = MOST_PANELS * PANEL
 """Elements from one row of a tile's sums to the next."""

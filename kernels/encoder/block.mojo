@@ -141,7 +141,7 @@ struct EncoderBlock[weight_type: DType](TrivialRegisterPassable):
         # A group of ROWS or fewer would not be multiplied as many rows are: it joins the one before.
         var groups = max(ceildiv(length - ROWS, KEY_GROUP), 1)
         var wholes = ceildiv(max(groups - _LAST_GROUPS, 0) * KEY_GROUP, PIECE)
-        var pieces = wholes + max(groups - wholes * (PIECE // KEY_GROUP), 0)
+        var pieces = wholes + groups - wholes * (PIECE // KEY_GROUP)
 
         @always_inline
         def begin_of(piece: Int) {imm} -> Int:

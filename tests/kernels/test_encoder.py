@@ -69,7 +69,8 @@ def reference(x: np.ndarray, w: list[np.ndarray], heads: int) -> np.ndarray:
     return references.linear(hidden, *w[10:12]) + y
 
 
-# Less than a tile, around groups of 32 keys and pieces of 64 rows, an odd number of groups, a whole window.
+# Less than a tile, around groups of 32 keys and pieces of 64 rows, last groups of 12 rows, which join the one before,
+# and of 13, an odd number of groups, a whole window.
 LENGTHS = [1, 5, 13, 31, 32, 33, 44, 45, 63, 64, 65, 97, 129, 161, 172, 173, 1500]
 
 
