@@ -2,7 +2,7 @@
 
                        states (B, 1500, d) -> keys and values of the audio, for every block         cross_attention_graph
     on a CPU           tokens (B, T) + KV caches -> up to S tokens for each row                     decoder_graph
-    on a GPU           tokens (B, T) + KV caches -> one token for each row                          decoder_graph
+    on a GPU           tokens (B, T) + KV caches -> one token for each row, and the next step's     decoder_graph
 
 One graph serves the prompt (T > 1) and every later step (T = 1): T is a symbolic dimension. On a CPU all blocks are one op,
 whose caches and weights lie one behind the other; a GPU runs the kernels of each block.
@@ -44,12 +44,12 @@ def decoder_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) 
     """Adds the graph "decoder", with the greedy pick.
 
     Inputs: tokens (B, T), past (B), last (B): the position whose next token is picked, no_speech_at (B): the position
-    that tells whether somebody speaks, -1 to skip, all int32, suppress_mask (n_vocab) uint8, rules (B, 4) int32: see
-    `ops.greedy`; on a CPU said (B, 3) int32, see `ops.decoder`, and what it writes to: tokens (B, S) int32, log
-    probabilities (B, S) float32; the caches, see `cache_types`.
+    that tells whether somebody speaks, -1 to skip, all int32, suppress_mask (n_vocab) uint8; rules (B, 4) int32: see
+    `ops.greedy`, and said (B, 3) int32, see `ops.decoder`, on a GPU behind the next step's tokens (B) and past (B), all in
+    place, see `ops.greedy_step`; what it writes to: tokens (B, S) int32, log probabilities (B, S) float32; the caches, see
+    `cache_types`.
 
-    Outputs: no-speech probability (B) float32 and states (B, T, d); on a GPU before them the tokens picked (B) int32
-    and their log probabilities (B) float32.
+    Outputs: no-speech probability (B) float32 and states (B, T, d).
     """
     device = weights.device
     types: list[BufferType | TensorType] = [
@@ -58,14 +58,16 @@ def decoder_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) 
         TensorType(DType.int32, ["batch"], device=device),
         TensorType(DType.int32, ["batch"], device=device),
         TensorType(DType.uint8, [dims.n_vocab], device=device),
-        TensorType(DType.int32, ["batch", 4], device=device),
     ]
-    if device.is_cpu():
-        types += [
-            TensorType(DType.int32, ["batch", 3], device=device),
-            BufferType(DType.int32, ["batch", "steps"], device=device),
-            BufferType(DType.float32, ["batch", "steps"], device=device),
-        ]
+    if device.is_gpu():
+        types += [BufferType(DType.int32, ["batch"], device=device) for _ in range(2)]
+    told = TensorType if device.is_cpu() else BufferType
+    types += [
+        told(DType.int32, ["batch", 4], device=device),
+        told(DType.int32, ["batch", 3], device=device),
+        BufferType(DType.int32, ["batch", "steps"], device=device),
+        BufferType(DType.float32, ["batch", "steps"], device=device),
+    ]
     with module.graph("decoder", [*types, *cache_types(dims, weights)]) as graph:
         build = _run_of_steps if device.is_cpu() else _step
         graph.output(*build(graph.inputs, dims, weights.at("decoder")))
@@ -94,8 +96,9 @@ def _run_of_steps(inputs: Sequence[Value[Any]], dims: ModelDimensions, w: Weight
 
 def _step(inputs: Sequence[Value[Any]], dims: ModelDimensions, w: Weights) -> list[TensorValue]:
     """The decoder on a GPU."""
-    tokens, past, last, no_speech_at, mask, rules = (value.tensor for value in inputs[:6])
-    caches = inputs[6:]
+    tokens, past, last, no_speech_at, mask = (value.tensor for value in inputs[:5])
+    *rows, picked, log_probs = (value.buffer for value in inputs[5:11])
+    caches = inputs[11:]
     vocabulary = w["token_embedding.weight"]  # serves as embedding and for logits
     x = ops.embed(tokens, past, vocabulary, w["positional_embedding"], n_vocab=dims.n_vocab)
     for layer in range(dims.n_text_layer):
@@ -104,8 +107,17 @@ def _step(inputs: Sequence[Value[Any]], dims: ModelDimensions, w: Weights) -> li
         x = decoder_block(x, past, cache, audio, w.at(f"blocks.{layer}"))
     states = layer_norm(x, w.at("ln"))
     silence = ops.token_probability(states, no_speech_at, vocabulary, n_vocab=dims.n_vocab, token=dims.no_speech)
-    picks = ops.greedy(states, last, vocabulary, mask, rules, timestamp_begin=dims.timestamp_begin)
-    return [*picks, silence, states]
+    ops.greedy_step(
+        states,
+        last,
+        vocabulary,
+        mask,
+        rows,
+        (picked, log_probs),
+        end=dims.end_of_text,
+        timestamp_begin=dims.timestamp_begin,
+    )
+    return [silence, states]
 
 
 def logits_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) -> None:

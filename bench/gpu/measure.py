@@ -191,9 +191,9 @@ def graphs(model: Whisper, gpu: Gpu | None) -> str:
         add("keys and values of the audio", batch, keys.call, heard[-kept:])
         room = model.rooms.take(batch)
         step = room.step(batch)
-        arguments = np.ones((batch, 1), np.int32), np.full(batch, PAST, np.int32), np.zeros((batch, 4), np.int32)
-        step.run(*arguments)
-        add("decoding step", batch, step.replay, prediction.decoder(batch, width, layers, PAST))
+        tokens, past = np.ones((batch, 1), np.int32), np.full(batch, PAST, np.int32)
+        step.run(tokens, past, np.zeros((batch, 4), np.int32), np.full((batch, 3), -1, np.int32), 1)
+        add("decoding step", batch, step.repeat, prediction.decoder(batch, width, layers, PAST))
         model.rooms.give(room)
     return table("graph | windows | us | model of time, us | launches", rows)
 

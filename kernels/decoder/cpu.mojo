@@ -2,7 +2,7 @@
 
     x = E[tokens] + P[past + 0 ...]                                                     embedding/cpu.mojo
     x = block L-1 ( ... block 1 (block 0 (x)))                                          block.mojo
-    states = norm(x);   token = pick(states, rules);   rules = those of the next token  greedy/cpu.mojo, said.mojo
+    states = norm(x);   token = pick(states, rules);   rules = those of the next token  greedy/cpu.mojo, greedy/said.mojo
     tokens = token, and again
 
 Shapes: tokens (B, T), then (B, 1); states (B, T, d) of the first pass; picked (B, S): up to S tokens for each row. The run ends
@@ -29,10 +29,10 @@ from ..cpu.tile import is_rounded
 from ..data import Data
 from ..embedding.cpu import embed
 from ..greedy.cpu import best_of, filter_of, require_best
+from ..greedy.said import NOTHING, Grammar, Said
 from ..greedy.search import Search, Vocabulary
 from ..layer_norm.cpu import layer_norm
 from .block import DecoderBlock, Scratch
-from .said import NOTHING, Grammar, Said
 
 
 struct Run(TrivialRegisterPassable):

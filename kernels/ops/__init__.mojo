@@ -20,6 +20,7 @@ named after the algorithm; which body runs where is decided in its file here.
     whisper_embed               tokens (B, T), past (B), vocabulary, positions        -> (B, T, D)
     whisper_screened_greedy     hidden (B, T, D), at (B), vocabulary, rules, screen, CPU only   -> tokens (B), log probs (B)
     whisper_greedy              the same without a screen, GPU only
+    whisper_greedy_step         the same; tokens, past, rules (B, ...) in place become the next step's, GPU only
     whisper_screened_token_probability    hidden (B, T, D), at (B), vocabulary, screen, CPU only    -> (B)
     whisper_token_probability   the same without a screen, GPU only
     whisper_logits              hidden (B, T, D), at (B), vocabulary                  -> (B, V)
@@ -37,4 +38,4 @@ from .encoder import EncoderBlockOp
 from .layer_norm import AddLayerNorm, LayerNorm
 from .linear import Linear, LinearResidual, NormLinear
 from .log_mel import LogMel, log_mel_shape
-from .vocabulary import Greedy, Logits, ScreenedGreedy, ScreenedTokenProbability, TokenProbability
+from .vocabulary import Greedy, GreedyStep, Logits, ScreenedGreedy, ScreenedTokenProbability, TokenProbability

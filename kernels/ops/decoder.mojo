@@ -10,7 +10,7 @@ from ..data import Data, data, require, require_between, require_contiguous, req
 from ..decoder.audio import audio_heads
 from ..decoder.block import Cache, DecoderBlock
 from ..decoder.cpu import Decoder
-from ..decoder.said import NOTHING, Grammar
+from ..greedy.said import NOTHING, Grammar
 from .attention import require_audio, require_keys_and_values, require_room
 from .vocabulary import check_vocabulary, screened_vocabulary
 from .weights import require_packed

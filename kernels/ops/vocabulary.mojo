@@ -4,7 +4,7 @@ A CPU looks at the vocabulary's screen first, a GPU reads it whole: the pick and
 """
 
 import extensibility
-from extensibility import InputTensor, OutputTensor
+from extensibility import InputTensor, OutputTensor, _MutableInputTensor
 from max.gpu.host import DeviceContext
 from std.math import ceildiv
 
@@ -12,6 +12,8 @@ from ..cpu.tile import PANEL
 from ..data import Data, data, require, require_between, require_contiguous, require_size
 from ..greedy.cpu import greedy, logits, token_probability
 from ..greedy.gpu.launch import MAX_DEPTH, VocabularyOnGPU
+from ..greedy.gpu.step import Rows
+from ..greedy.said import Grammar
 from ..greedy.screen import GROUP, ROW_BYTES, screen_rows
 from ..greedy.search import Vocabulary
 from .weights import require_aligned, require_chunks, require_matrix, require_packed
@@ -97,6 +99,63 @@ struct Greedy:
             require_aligned(data(rules), "greedy", "rules")
         _on_gpu(hidden, at, vocabulary, tokens).enqueue_pick(
             data(picked), data(log_probs), data(suppress_mask), data(rules), timestamp_begin, ctx
+        )
+
+
+@extensibility.register("whisper_greedy_step")
+struct GreedyStep:
+    """Picks as `whisper_greedy`, and makes of what a step was told what the next one is to be told, on a GPU.
+
+    hidden (B, T, D), at (B) the position of each row that counts, vocabulary (V, D), suppress_mask (V); in place tokens (B) the
+    newest of each row, past (B) the tokens in its KV cache, without and with the `at` + 1 of this step, rules (B, 4), said (B, 3) as
+    `whisper_decoder` has them, picked (B, S) and log probabilities (B, S): of each row one column, (past + at) modulo S. A row whose
+    newest token is the end of text has ended, and says it again with a log probability of 0.
+    """
+
+    @staticmethod
+    def execute[
+        dtype: DType, //, target: StaticString, end: Int, timestamp_begin: Int
+    ](
+        hidden: InputTensor[dtype=dtype, rank=3, ...],
+        at: InputTensor[dtype=DType.int32, rank=1, ...],
+        vocabulary: InputTensor[dtype=dtype, rank=2, ...],
+        suppress_mask: InputTensor[dtype=DType.uint8, rank=1, ...],
+        tokens: _MutableInputTensor[dtype=DType.int32, rank=1, ...],
+        past: _MutableInputTensor[dtype=DType.int32, rank=1, ...],
+        rules: _MutableInputTensor[dtype=DType.int32, rank=2, ...],
+        said: _MutableInputTensor[dtype=DType.int32, rank=2, ...],
+        picked: _MutableInputTensor[dtype=DType.int32, rank=2, ...],
+        log_probs: _MutableInputTensor[dtype=DType.float32, rank=2, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime assert target != "cpu", "a CPU goes on by itself in whisper_decoder"
+        comptime op: StaticString = "greedy_step"
+        var count = suppress_mask.dim_size(0)
+        var batch = hidden.dim_size(0)
+        var steps = picked.dim_size(1)
+        _check_rows[target](hidden, at, vocabulary, count, 0, op)
+        comptime assert timestamp_begin >= 0, "timestamp_begin must not be negative"
+        require_size(tokens.dim_size(0), batch, op, "B of the tokens")
+        require_size(past.dim_size(0), batch, op, "B of past")
+        require_size(rules.dim_size(0), batch, op, "B of the rules")
+        require_size(rules.dim_size(1), 4, op, "the number of rules")
+        require_size(said.dim_size(0), batch, op, "B of said")
+        require_size(said.dim_size(1), 3, op, "the width of said")
+        require_size(picked.dim_size(0), batch, op, "B of what is picked")
+        require_size(log_probs.dim_size(0), batch, op, "B of the log probabilities")
+        require_size(log_probs.dim_size(1), steps, op, "S of the log probabilities")
+        require(steps > 0 or batch == 0, op, "S must be positive")
+        require_contiguous(suppress_mask, op, "suppress_mask")
+        if batch > 0:
+            require_aligned(data(rules), op, "rules")
+        _on_gpu(hidden, at, vocabulary, count).enqueue_step(
+            Rows(data(tokens), data(past), data(rules), data(said)),
+            data(picked),
+            data(log_probs),
+            steps,
+            data(suppress_mask),
+            Grammar(Int32(end), Int32(timestamp_begin), Int32(count)),
+            ctx,
         )
 
 

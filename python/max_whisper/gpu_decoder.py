@@ -1,4 +1,4 @@
-"""The text decoder of a model on a GPU: an execution of its graph is a step; on CUDA a captured one (`replay.py`)."""
+"""The text decoder of a model on a GPU: an execution of its graph is a step, which makes ready the next (`replay.py`)."""
 
 import weakref
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from max_whisper import runtime
 from max_whisper.config import HEAD_DIM, ModelDimensions
 from max_whisper.decoding import Picks
 from max_whisper.packing import keys_shape
-from max_whisper.replay import Room, Rooms
+from max_whisper.replay import STEPS, Room, Rooms
 
 
 class GPUDecoder:
@@ -21,45 +21,20 @@ class GPUDecoder:
     Args:
         graphs: The model's graphs.
         dims: Its sizes.
-        device: The GPU.
-        dtype: Element type of keys and values.
         rooms: What other decoders have left.
         audio: Per block keys and values (B, H, 1500, 64) of the audio.
     """
 
     def __init__(
-        self,
-        graphs: Mapping[str, Model],
-        dims: ModelDimensions,
-        device: Device,
-        dtype: DType,
-        rooms: Rooms,
-        audio: Sequence[Buffer],
+        self, graphs: Mapping[str, Model], dims: ModelDimensions, rooms: Rooms, audio: Sequence[Buffer]
     ) -> None:
-        self._graphs, self._dims, self._device = graphs, dims, device
+        self._graphs, self._dims = graphs, dims
         self._batch = int(audio[0].shape[0])
         self._past = np.zeros(self._batch, np.int32)
-        # What is the same in most steps is put in place once.
-        self._newest = self._put(np.zeros(self._batch, np.int32))
-        self._unasked = self._put(np.full(self._batch, -1, np.int32))
-        self._mask = self._put(np.zeros(dims.n_vocab, np.uint8))
-        self._room = self._move_in(rooms, audio) if device.api == "cuda" else None
-        if self._room is None:
-            self._caches: list[Buffer] = []
-            for layer in range(dims.n_text_layer):
-                self._caches += new_cache(dims, dims.n_text_ctx, self._batch, dtype, device)
-                self._caches += audio[2 * layer : 2 * layer + 2]
-
-    def _move_in(self, rooms: Rooms, audio: Sequence[Buffer]) -> Room:
-        """Takes caches whose steps are captured, or can be, and copies the audio's keys and values there."""
-        room = rooms.take(self._batch)
-        weakref.finalize(self, rooms.give, room)
-        room.mask.inplace_copy_from(self._mask)
-        self._caches = room.caches(self._batch)
-        for layer in range(self._dims.n_text_layer):
-            for part in range(2):
-                self._caches[4 * layer + 2 + part].inplace_copy_from(audio[2 * layer + part])
-        return room
+        self._room = rooms.take(self._batch)
+        weakref.finalize(self, rooms.give, self._room)
+        self._room.hear(audio)
+        self.set_suppression(np.zeros(dims.n_vocab, np.uint8))
 
     def set_suppression(self, mask: np.ndarray) -> None:
         """Sets, for each token, the bits of the rules that suppress it.
@@ -67,9 +42,7 @@ class GPUDecoder:
         Args:
             mask: (n_vocab,) uint8.
         """
-        self._mask = self._put(np.ascontiguousarray(mask, np.uint8))
-        if self._room:
-            self._room.mask.inplace_copy_from(self._mask)
+        self._room.suppress(mask)
 
     def forward(
         self,
@@ -79,29 +52,31 @@ class GPUDecoder:
         no_speech_at: np.ndarray | None = None,
     ) -> Picks:
         """Appends tokens to every row and picks one more under the row's rules: as `CPUDecoder.forward`."""
-        if self._room and tokens.shape[1] == 1 and last is None and no_speech_at is None:
-            picks = self._repeat(self._room, tokens, rules)
-        else:
-            asked = self._unasked if no_speech_at is None else np.ascontiguousarray(no_speech_at, np.int32)
-            picked, log_probs, silence, _ = self._step(tokens, rules, last, asked)
-            asked_probs = None if no_speech_at is None else silence.to_numpy()
-            picks = Picks(picked.to_numpy(), log_probs.to_numpy(), asked_probs)
-        if np.isnan(picks.log_probs).any():  # how a kernel on a GPU says what one on a CPU raises
-            row = int(np.isnan(picks.log_probs).argmax())
-            raise ValueError(f"greedy: the rules of row {row} suppress every token, or its logits are not finite")
-        return picks
+        if tokens.shape[1] == 1 and last is None and no_speech_at is None:
+            picked, log_probs = self.run(tokens, rules, np.full((self._batch, 3), -1, np.int32), 1)
+            return Picks(picked[:, 0], log_probs[:, 0], None)
+        picked, log_probs, silence, _ = self._first(tokens, rules, last, no_speech_at)
+        _require_picks(log_probs)
+        return Picks(picked, log_probs, None if no_speech_at is None else silence.to_numpy())
 
     def run(self, tokens: np.ndarray, rules: np.ndarray, said: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
-        """Appends a token to every row and picks one more: as `CPUDecoder.run`, which picks more than one."""
-        picks = self.forward(tokens, rules)
-        return picks.tokens[:, None], picks.log_probs[:, None]
+        """Appends a token to every row and picks more, each of which is appended in its turn: as `CPUDecoder.run`.
+
+        But it picks as many for all rows, the end again for those that have ended.
+        """
+        steps = min(limit, STEPS)
+        self._check(tokens, steps)
+        picked, log_probs = self._room.step(self._batch).run(tokens, self._past, rules, said, steps)
+        self._past = self._past + steps
+        _require_picks(log_probs)
+        return picked, log_probs
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """Appends tokens to every row and returns the logits behind the last one: as `CPUDecoder.logits`."""
-        at = np.full(self._batch, tokens.shape[1] - 1, np.int32)
         anything = np.tile(np.array([0, 0, 0, self._dims.n_vocab], np.int32), (self._batch, 1))
-        states = self._step(tokens, anything, at, self._unasked)[3]
-        return runtime.execute(self._graphs["logits"], states, self._put(at))[0].to_numpy()
+        states = self._first(tokens, anything)[3]
+        at = runtime.put(np.full(self._batch, tokens.shape[1] - 1, np.int32), states.device)
+        return runtime.execute(self._graphs["logits"], states, at)[0].to_numpy()
 
     def keep(self, rows: Sequence[int]) -> Sequence[int]:
         """Goes on with some rows only, if that is worth it: as `CPUDecoder.keep`.
@@ -110,70 +85,59 @@ class GPUDecoder:
             rows: For each row from now on, which one it was, at its own place or behind it.
 
         Returns:
-            The same; or all rows, where a step costs about as much for all: with steps that are captured, while more
-            than half of them run.
+            The same; or all rows while more than half of them run: a step costs about as much for all.
         """
-        if self._room and 2 * len(rows) > self._batch:
+        if 2 * len(rows) > self._batch:
             return range(self._batch)
-        moves = [(to, source) for to, source in enumerate(rows) if to != source]
-        for cache in self._caches:
-            for to, source in moves:
-                runtime.rows(cache, to, to + 1).inplace_copy_from(runtime.rows(cache, source, source + 1))
+        for to, source in enumerate(rows):
+            if to != source:
+                self._room.move(to, source)
         self._batch = len(rows)
         self._past = self._past[list(rows)]
-        self._caches = [self._first_rows(cache) for cache in self._caches]
-        self._newest, self._unasked = self._first_rows(self._newest), self._first_rows(self._unasked)
         return rows
 
-    def _first_rows(self, buffer: Buffer) -> Buffer:
-        return runtime.rows(buffer, 0, self._batch)
-
-    def _put(self, array: np.ndarray | Buffer) -> Buffer:
-        return runtime.put(array, self._device)
-
-    def _step(
-        self, tokens: np.ndarray, rules: np.ndarray, last: np.ndarray | None, no_speech_at: np.ndarray | Buffer
-    ) -> list[Buffer]:
-        length = tokens.shape[1]
-        if last is not None:
-            last = np.ascontiguousarray(last, np.int32)
-        elif length > 1:
-            last = np.full(self._batch, length - 1, np.int32)
-        self._check(tokens, last, no_speech_at)
-        results = runtime.execute(
-            self._graphs["decoder"],
-            self._put(np.ascontiguousarray(tokens, np.int32)),
-            self._put(self._past),
-            self._newest if last is None else self._put(last),
-            self._put(no_speech_at),
-            self._mask,
-            self._put(np.ascontiguousarray(rules, np.int32)),
-            *self._caches,
+    def _first(
+        self,
+        tokens: np.ndarray,
+        rules: np.ndarray,
+        last: np.ndarray | None = None,
+        no_speech_at: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, Buffer, Buffer]:
+        """Makes a step that is not the usual one: tokens, log probabilities, probabilities of silence, states."""
+        batch, length = tokens.shape
+        at = np.full(batch, length - 1, np.int32) if last is None else np.ascontiguousarray(last, np.int32)
+        asked = np.full(batch, -1, np.int32) if no_speech_at is None else np.ascontiguousarray(no_speech_at, np.int32)
+        self._check(tokens, length)
+        _require_between("last", at, 0, length - 1)
+        _require_between("no_speech_at", asked, -1, length - 1)
+        results = self._room.step(self._batch).first(
+            np.ascontiguousarray(tokens, np.int32), self._past, rules, at, asked
         )
-        self._past = self._past + (1 if last is None else last + 1)
+        self._past = self._past + at + 1
         return results
 
-    def _repeat(self, room: Room, tokens: np.ndarray, rules: np.ndarray) -> Picks:
-        """Makes the usual step, which is captured: what it reads and writes has its place."""
-        self._check(tokens, None, self._unasked)
-        picked, log_probs = room.step(self._batch).run(tokens, self._past, rules)
-        self._past = self._past + 1
-        return Picks(picked, log_probs, None)
+    def _check(self, tokens: np.ndarray, length: int) -> None:
+        """Refuses what would lead outside of a table: the host code of a GPU's kernels cannot see these values.
 
-    def _check(self, tokens: np.ndarray, last: np.ndarray | None, no_speech_at: np.ndarray | Buffer) -> None:
-        """Refuses what would lead outside of a table: the host code of a GPU's kernels cannot see these values."""
-        dims, length = self._dims, tokens.shape[1]
-        for name, values, lowest, highest in (
-            ("tokens", tokens, 0, dims.n_vocab - 1),
-            ("past", self._past, 0, dims.n_text_ctx - length),
-            ("last", last, 0, length - 1),
-            ("no_speech_at", no_speech_at, -1, length - 1),
-        ):
-            if not isinstance(values, np.ndarray):
-                continue
-            outside = values[(values < lowest) | (values > highest)]
-            if outside.size:
-                raise ValueError(f"decoder: {name} has {outside[0]}, expected {lowest} to {highest}")
+        Args:
+            tokens: What is appended.
+            length: How many tokens will be.
+        """
+        _require_between("tokens", tokens, 0, self._dims.n_vocab - 1)
+        _require_between("past", self._past, 0, self._dims.n_text_ctx - length)
+
+
+def _require_between(name: str, values: np.ndarray, lowest: int, highest: int) -> None:
+    outside = values[(values < lowest) | (values > highest)]
+    if outside.size:
+        raise ValueError(f"decoder: {name} has {outside[0]}, expected {lowest} to {highest}")
+
+
+def _require_picks(log_probs: np.ndarray) -> None:
+    """Raises what a kernel on a CPU raises, where one on a GPU says NaN."""
+    if np.isnan(log_probs).any():
+        row = int(np.isnan(log_probs.reshape(len(log_probs), -1)).any(axis=1).argmax())
+        raise ValueError(f"greedy: the rules of row {row} suppress every token, or its logits are not finite")
 
 
 def new_cache(dims: ModelDimensions, length: int, batch: int, dtype: DType, device: Device) -> list[Buffer]:

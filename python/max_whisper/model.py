@@ -120,7 +120,7 @@ class Whisper:
         """Makes a decoder for encoded windows; its KV cache is empty."""
         if self.device == "cpu":
             return CPUDecoder(self.graphs, self.dims, self._cache_dtype, features.cross)
-        return GPUDecoder(self.graphs, self.dims, self.on, self._cache_dtype, self.rooms, features.cross)
+        return GPUDecoder(self.graphs, self.dims, self.rooms, features.cross)
 
     @property
     def _cache_dtype(self) -> DType:

@@ -411,6 +411,40 @@ def greedy(
     return tokens, log_probs
 
 
+def greedy_step(
+    hidden: TensorValue,
+    at: TensorValue,
+    vocabulary: TensorValue,
+    suppress_mask: TensorValue,
+    rows: Sequence[BufferValue],
+    picks: tuple[BufferValue, BufferValue],
+    *,
+    end: int,
+    timestamp_begin: int,
+) -> None:
+    """Picks as `greedy`, on a GPU, and makes of what a step was told what the next one is to be told: all in place.
+
+    Args:
+        hidden: (B, T, D), the decoder's last states.
+        at: (B), int32, which of the T states of a row is used.
+        vocabulary: (V, D).
+        suppress_mask: (V), uint8, for each token the bits that suppress it.
+        rows: tokens (B), the newest of each row, not read; past (B), how many tokens each row's cache held before this
+            step, afterwards `at` + 1 more; rules (B, 4), see `greedy`; said (B, 3), see `decoder`. All int32.
+        picks: tokens (B, S), int32, and log probabilities (B, S), float32: of each row column (past + at) modulo S is
+            written. A row whose newest token is the end of text says it again, with a log probability of 0.
+        end: The end of text.
+        timestamp_begin: The first timestamp.
+    """
+    ops.inplace_custom(
+        "whisper_greedy_step",
+        device=hidden.device,
+        values=[hidden, at, vocabulary, suppress_mask, *rows, *picks],
+        out_types=[],
+        parameters={"end": end, "timestamp_begin": timestamp_begin},
+    )
+
+
 def token_probability(
     hidden: TensorValue,
     at: TensorValue,

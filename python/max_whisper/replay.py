@@ -1,10 +1,11 @@
-"""A decoding step on a GPU as one launch: captured once into a device graph, and replayed for every token.
+"""Decoding steps on a GPU as launches of one graph: captured once, and replayed for every token, several in a row.
 
 A step is some forty kernels of a few microseconds each, and a CPU takes longer to launch them than they run (one window of
 tiny.en on an H200: 54 that ran 190 us took 400). A replay launches them all in 8 us. It does exactly what was captured, to
 the same addresses, so all that a step reads and writes has a place of its own here, which decoders take turns to use.
+A step leaves there what the next one is to be told (`ops.greedy_step`), which can follow before the CPU has seen a token.
 
-    rules, tokens, past (host)  --one copy-->  device  --replay-->  token, log probability  --copies-->  host
+    rules, said, tokens, past (host)  --one copy-->  device  --replay, replay ...-->  S tokens, log probabilities (host)
 """
 
 from collections.abc import Callable, Sequence
@@ -17,74 +18,126 @@ from max.dtype import DType
 
 from max_whisper import runtime
 
+STEPS = 16
+"""Most steps between two looks at what was picked: a look takes about as long as a step, and when all rows have ended,
+half of the steps of a run have been for nothing."""
+
 _keys = count(1)
 """Names of captured graphs, never used twice."""
 
 
 class Step:
-    """The step that a decoder makes most often: one token a row, whose successor is picked, nothing asked about silence.
+    """Steps of B rows, and what they read and write.
 
     Args:
         model: The graph "decoder".
         device: The GPU.
-        batch: B, the rows.
-        constants: The graph's inputs `last` (B), `no_speech_at` (B) and `suppress_mask`, on the GPU.
+        batch: B.
+        constants: The graph's inputs `last` (B) and `no_speech_at` (B) of the usual step, whose rows are given one token
+            and asked nothing about silence, and `suppress_mask`, on the GPU.
         caches: Its caches, of B rows. What lies in them during the capture is of no matter.
     """
 
     def __init__(
         self, model: Model, device: Device, batch: int, constants: Sequence[Buffer], caches: Sequence[Buffer]
     ) -> None:
-        last, no_speech_at, mask = constants
         self._model, self._device, self._batch = model, device, batch
-        self._key = next(_keys)
+        last, no_speech_at, self._mask = constants
+        self._caches = caches
+        self._key = 0
+        self._results: list[Buffer] = []
         # Plain memory: MAX takes so much page-locked memory at the first request that it lasts half a second.
-        self._sent = np.zeros(6 * batch, np.int32)
-        self._received = np.zeros(batch, np.int32), np.zeros(batch, np.float32)
+        self._sent = np.zeros(9 * batch, np.int32)
+        self._received = np.zeros((batch, STEPS), np.int32), np.zeros((batch, STEPS), np.float32)
         self._host = [runtime.as_buffer(array) for array in (self._sent, *self._received)]
-        self._arguments = Buffer(DType.int32, (6 * batch,), device)
+        self._arguments = Buffer(DType.int32, (9 * batch,), device)
         # The rules of a row are loaded at once: they come first, at a multiple of 16 bytes.
-        rules, tokens, past = (self._arguments[first * batch : end * batch] for first, end in ((0, 4), (4, 5), (5, 6)))
-        self._inputs = [
-            tokens.view(DType.int32, (batch, 1)),
-            past,
-            last,
-            no_speech_at,
-            mask,
+        rules, said, newest, self._past = (
+            self._arguments[first * batch : end * batch] for first, end in ((0, 4), (4, 7), (7, 8), (8, 9))
+        )
+        self._usual = [newest.view(DType.int32, (batch, 1)), self._past, last, no_speech_at, self._mask]
+        self._picks = [array.to(device) for array in self._host[1:]]
+        self._updated = [
+            newest,
+            self._past,
             rules.view(DType.int32, (batch, 4)),
-            *caches,
+            said.view(DType.int32, (batch, 3)),
+            *self._picks,
         ]
-        self._results = runtime.capture(model, self._key, *self._inputs)[:2]
 
-    def run(self, tokens: np.ndarray, past: np.ndarray, rules: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Makes a step.
+    def first(
+        self, tokens: np.ndarray, past: np.ndarray, rules: np.ndarray, last: np.ndarray, no_speech_at: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, Buffer, Buffer]:
+        """Makes a step of its own kind: of any number of tokens, or with a question about silence.
 
         Args:
-            tokens: (B, 1) int32.
+            tokens: (B, T) int32.
             past: (B) int32: tokens that are in the caches.
             rules: (B, 4) int32.
+            last: (B) int32: the position whose next token is picked.
+            no_speech_at: (B) int32: the position that tells whether somebody speaks, -1 to skip.
 
         Returns:
-            The tokens picked, int32 (B), and their log probabilities, float32 (B).
+            The tokens picked, int32 (B), their log probabilities, float32 (B), and what the graph returns.
         """
-        sent, *received = self._host
-        self._sent[:] = np.concatenate([rules, tokens, past], axis=None)
-        self._arguments.inplace_copy_from(sent)
-        self.replay()
-        for array, result in zip(received, self._results, strict=True):
-            array.inplace_copy_from(result)
-        self._device.default_queue.synchronize()
-        picked, log_probs = (array.copy() for array in self._received)
-        return picked, log_probs
+        self._send(rules, np.full(3 * self._batch, -1, np.int32), np.zeros(self._batch, np.int32), past)
+        given, *asked = (runtime.put(array, self._device) for array in (tokens, last, no_speech_at))
+        silence, states = runtime.execute(
+            self._model, given, self._past, *asked, self._mask, *self._updated, *self._caches
+        )
+        picked, log_probs = self._receive(past + last, 1)
+        return picked[:, 0], log_probs[:, 0], silence, states
 
-    def replay(self) -> None:
-        """Makes the step with the arguments that are on the GPU already; it runs later, in its turn."""
-        runtime.replay(self._model, self._key, *self._inputs)
+    def run(
+        self, tokens: np.ndarray, past: np.ndarray, rules: np.ndarray, said: np.ndarray, steps: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Makes several steps, each of which takes in what the one before it picked.
+
+        Args:
+            tokens: (B, 1) int32. Rows whose token is the end of text have ended, and end again, if `said` says so too.
+            past: (B) int32: tokens that are in the caches.
+            rules: (B, 4) int32, those of the first pick.
+            said: (B, 3) int32, see `rules.TokenRules.said`.
+            steps: How many, at most STEPS.
+
+        Returns:
+            The tokens picked, int32 (B, steps), and their log probabilities, float32 (B, steps).
+        """
+        self._send(rules, said, tokens, past)
+        for _ in range(steps):
+            self.repeat()
+        return self._receive(past, steps)
+
+    def repeat(self) -> None:
+        """Makes a step of what the GPU has been told; it runs later, in its turn."""
+        inputs = [*self._usual, *self._updated, *self._caches]
+        if self._device.api != "cuda":
+            self._results = runtime.execute(self._model, *inputs)
+            return
+        if not self._key:
+            self._key = next(_keys)
+            self._results = runtime.capture(self._model, self._key, *inputs)
+        runtime.replay(self._model, self._key, *inputs)
+
+    def _send(self, *arrays: np.ndarray) -> None:
+        """Tells the GPU rules, said, tokens and past."""
+        self._sent[:] = np.concatenate(arrays, axis=None)
+        self._arguments.inplace_copy_from(self._host[0])
+
+    def _receive(self, first: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """Waits for what was picked behind the positions `first` (B) and the next ones."""
+        for host, picks in zip(self._host[1:], self._picks, strict=True):
+            host.inplace_copy_from(picks)
+        self._device.default_queue.synchronize()
+        columns = (first[:, None] + np.arange(steps)) % STEPS
+        picked, log_probs = (np.take_along_axis(array, columns, axis=1) for array in self._received)
+        return picked, log_probs
 
     def release(self) -> None:
         """Gives the graph's memory back."""
-        self._results = []
-        runtime.release(self._model, self._key)
+        if self._key:
+            self._results = []
+            runtime.release(self._model, self._key)
 
 
 class Room:
@@ -94,31 +147,41 @@ class Room:
         model: The graph "decoder".
         device: The GPU.
         capacity: Most rows.
-        caches: The graph's caches, of so many rows.
+        caches: The graph's caches, of so many rows: of each block keys and values of the text, then those of the audio.
         n_vocab: Tokens of the vocabulary.
-
-    Attributes:
-        mask: What `set_suppression` sets, on the GPU.
     """
 
     def __init__(self, model: Model, device: Device, capacity: int, caches: Sequence[Buffer], n_vocab: int) -> None:
         self.capacity = capacity
         self._model, self._device, self._caches = model, device, caches
-        self._newest, self._unasked, self.mask = (
+        self._newest, self._unasked, self._mask = (
             runtime.as_buffer(array).to(device)
             for array in (np.zeros(capacity, np.int32), np.full(capacity, -1, np.int32), np.zeros(n_vocab, np.uint8))
         )
         self._steps: dict[int, Step] = {}
 
-    def caches(self, batch: int) -> list[Buffer]:
-        """The caches' first rows."""
-        return [runtime.rows(cache, 0, batch) for cache in self._caches]
+    def hear(self, audio: Sequence[Buffer]) -> None:
+        """Copies the audio's keys and values of each block to where steps read them, of as many rows as there are."""
+        for layer in range(len(self._caches) // 4):
+            for part in range(2):
+                heard = audio[2 * layer + part]
+                runtime.rows(self._caches[4 * layer + 2 + part], 0, int(heard.shape[0])).inplace_copy_from(heard)
+
+    def suppress(self, mask: np.ndarray) -> None:
+        """Sets the bits of the rules that suppress each token: (n_vocab,) uint8."""
+        self._mask.inplace_copy_from(runtime.as_buffer(np.ascontiguousarray(mask, np.uint8)))
+
+    def move(self, to: int, source: int) -> None:
+        """Copies the caches of one row to another one's place."""
+        for cache in self._caches:
+            runtime.rows(cache, to, to + 1).inplace_copy_from(runtime.rows(cache, source, source + 1))
 
     def step(self, batch: int) -> Step:
-        """The step for so many rows; captured when it is first asked for."""
+        """The steps of the first so many rows; captured when they are first asked for."""
         if batch not in self._steps:
-            constants = [runtime.rows(self._newest, 0, batch), runtime.rows(self._unasked, 0, batch), self.mask]
-            self._steps[batch] = Step(self._model, self._device, batch, constants, self.caches(batch))
+            constants = [runtime.rows(self._newest, 0, batch), runtime.rows(self._unasked, 0, batch), self._mask]
+            caches = [runtime.rows(cache, 0, batch) for cache in self._caches]
+            self._steps[batch] = Step(self._model, self._device, batch, constants, caches)
         return self._steps[batch]
 
     def release(self) -> None:

@@ -7,7 +7,7 @@ leave of the vocabulary, which falls into three runs of ids: text, specials from
       text         |  specials   |  <|0.00|> ... <|30.00|>
           [text_begin ...........)     [from ... to)              minus whatever the mask suppresses
 
-A decoder that takes several steps at once follows the same rules by itself: `kernels/decoder/said.mojo`.
+A decoder that takes several steps at once follows the same rules by itself: `kernels/greedy/said.mojo`.
 """
 
 from collections.abc import Sequence

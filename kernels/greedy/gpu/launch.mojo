@@ -5,9 +5,11 @@ from std.math import ceildiv
 
 from ...data import Data
 from ...gpu.overlap import overlapping
+from ..said import Grammar
 from .logits import THREADS, TOKENS, logits_kernel
 from .pick import pick_kernel, probability_kernel, softmax_kernel
 from .softmax import MERGING_THREADS, Question
+from .step import Rows, step_kernel
 
 comptime MAX_DEPTH = 1280
 """Largest D: that of Whisper's largest models."""
@@ -57,6 +59,42 @@ struct VocabularyOnGPU[dtype: DType](TrivialRegisterPassable):
                 parts,
                 asked.rules,
                 Int32(blocks),
+                grid_dim=rows,
+                block_dim=MERGING_THREADS,
+                attributes=overlapping(),
+            )
+
+    def enqueue_step(
+        self,
+        state: Rows,
+        picked: Data[DType.int32],
+        log_probs: Data[DType.float32],
+        steps: Int,
+        mask: Data[DType.uint8],
+        grammar: Grammar,
+        ctx: DeviceContext,
+    ) raises:
+        """Launches the greedy pick, which goes to a column of (batch, steps), and what follows from it."""
+        var blocks = ceildiv(self.tokens, TOKENS)
+        var parts = ctx.enqueue_create_buffer[DType.float32](MAX_ROWS * 2 * blocks * 4)
+        for row in range(0, self.batch, self._group()):
+            var rows = min(self.batch - row, self._group())
+            var group = state.behind(row)
+            self._enqueue_softmaxes(parts, Question(group.rules, mask, grammar.timestamp_begin, -1), row, rows, ctx)
+            ctx.enqueue_function[step_kernel](
+                group.tokens,
+                group.past,
+                group.rules,
+                group.said,
+                picked.unsafe_offset(row * steps),
+                log_probs.unsafe_offset(row * steps),
+                parts,
+                self.at.unsafe_offset(row),
+                Int32(steps),
+                Int32(blocks),
+                grammar.end,
+                grammar.timestamp_begin,
+                grammar.tokens,
                 grid_dim=rows,
                 block_dim=MERGING_THREADS,
                 attributes=overlapping(),

@@ -1,6 +1,6 @@
 """What a token may be, given those before it: the timestamp rules of openai-whisper's logit filters, as `greedy` takes them.
 
-`max_whisper/rules.py` says the same in Python, for the first token of a run and for GPUs; its header has the reasons. A window
+`max_whisper/rules.py` says the same in Python, for the first token of a run; its header has the reasons. A window
 is a sequence of segments, each a timestamp, text and a timestamp that is later:
 
     <|0.00|> text text <|2.50|> <|2.50|> text ...      said so far            the next token
@@ -10,7 +10,7 @@ is a sequence of segments, each a timestamp, text and a timestamp that is later:
                                                        timestamp              text
 """
 
-from ..greedy.cpu import TIMESTAMP_RULE
+from .cpu import TIMESTAMP_RULE
 
 comptime AT_BEGIN = 2
 """The bit of `suppress_bits` that is for a row's first token alone."""
