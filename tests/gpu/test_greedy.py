@@ -1,15 +1,17 @@
-"""The vocabulary's ops on a GPU: greedy, token_probability, logits.
+"""The vocabulary's ops on a GPU: greedy, greedy_step, token_probability, logits.
 
 Hidden states and weights are small multiples of a power of two, as on a CPU: every logit is exact in every dtype, so equal
 logits are equal and which token comes first is decided, not left to rounding.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from max_whisper import ops
+from max_whisper import eager, ops
+from tests.fake_model import follow
 from tests.kernels import references
 from tests.kernels.test_greedy import EVERYTHING, TIMESTAMP_RULE, random_rules
 
@@ -18,10 +20,22 @@ from .harness import DTYPES, all_counted, execute, prepare, refused, round_to, w
 pytestmark = pytest.mark.gpu
 
 FIRST = 12  # timestamp
+END = 9  # the end of text
 V = 1300  # six blocks, the last of 20
+S = 5  # columns for what is picked
+DIMS = SimpleNamespace(n_vocab=V, end_of_text=END, timestamp_begin=FIRST)
+STEP: dict[str, Any] = {"end": END, "timestamp_begin": FIRST}
 TOLERANCE: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-5}  # the exponential's and logarithm's: the sums are exact
 
+
+@eager.in_place(*range(4, 10))
+def greedy_step(hidden, at, vocabulary, mask, *updated, **parameters):
+    ops.greedy_step(hidden, at, vocabulary, mask, updated[:4], updated[4:], **parameters)
+    return ()
+
+
 for name in DTYPES:
+    prepare(greedy_step, f"{name}[3] i32[1] {name}[2] u8[1] i32[1] i32[1] i32[2] i32[2] i32[2] f32[2]", **STEP)
     prepare(ops.greedy, f"{name}[3] i32[1] {name}[2] u8[1] i32[2]", timestamp_begin=FIRST)
     prepare(ops.token_probability, f"{name}[3] i32[1] {name}[2]", n_vocab=V, token=V - 1)
     prepare(ops.logits, f"{name}[3] i32[1] {name}[2]", n_vocab=V)
@@ -37,8 +51,7 @@ def rows(rng, name, batch, depth, vocabulary=V):
     return round_to(name, hidden), rng.integers(0, 3, batch, dtype=np.int32), round_to(name, table)
 
 
-def check_greedy(name, hidden, at, table, mask, rules):
-    tokens, log_probs = execute(ops.greedy, [hidden, at, table, mask, rules], timestamp_begin=FIRST)
+def expected_picks(hidden, at, table, mask, rules):
     x = logits(widen(hidden), at, widen(table))
     allowed = references.allowed_tokens(mask, rules, timestamp_begin=FIRST)
     masked = np.where(allowed, x, -np.inf)
@@ -46,10 +59,41 @@ def check_greedy(name, hidden, at, table, mask, rules):
         text, timestamps = row[:FIRST], row[FIRST:]
         if bits & TIMESTAMP_RULE and np.logaddexp.reduce(timestamps, initial=-np.inf) > text.max():
             text[:] = -np.inf
-    expected = masked.argmax(-1)
+    tokens = masked.argmax(-1)
+    return tokens, references.log_softmax(masked)[np.arange(len(tokens)), tokens]
+
+
+def check_greedy(name, hidden, at, table, mask, rules):
+    tokens, log_probs = execute(ops.greedy, [hidden, at, table, mask, rules], timestamp_begin=FIRST)
+    expected, log_probabilities = expected_picks(hidden, at, table, mask, rules)
     np.testing.assert_array_equal(tokens, expected)
-    log_probabilities = references.log_softmax(masked)[np.arange(len(expected)), expected]
     np.testing.assert_allclose(log_probs, log_probabilities, **TOLERANCE)
+
+
+def told(rng, batch, mask):
+    """What a step is told of its rows, of which some have ended, and columns full of what no step may leave there."""
+    said = np.stack([rng.choice([-1, 3, END, FIRST, V - 2], batch) for _ in range(3)], axis=1).astype(np.int32)
+    tokens, past = said[:, 1].copy(), rng.integers(0, 400, batch, dtype=np.int32)
+    picks = np.full((batch, S), -7, np.int32), np.full((batch, S), 7, np.float32)
+    return [tokens, past, random_rules(rng, batch, mask, FIRST), said, *picks]
+
+
+def check_step(hidden, at, table, mask, tokens, past, rules, said, picked, log_probs):
+    arrays = [hidden, at, table, mask, tokens, past, rules, said, picked, log_probs]
+    newest, places, following, says, picked_after, log_probs_after = execute(greedy_step, arrays, **STEP)
+    best, log_probabilities = expected_picks(hidden, at, table, mask, rules)
+    ended = said[:, 1] == END
+    expected = np.where(ended, END, best)
+    np.testing.assert_array_equal(newest, expected)
+    np.testing.assert_array_equal(places, past + at + 1)
+    latest = np.where(expected >= FIRST, expected, said[:, 2])
+    np.testing.assert_array_equal(says, np.stack([said[:, 1], expected, latest], axis=1))
+    rule = [follow(*row, DIMS) for row in zip(rules.tolist(), says.tolist(), strict=True)]
+    np.testing.assert_array_equal(following, rule)
+    every, column = np.arange(len(at)), (past + at) % S
+    picked[every, column], log_probs[every, column] = expected, np.where(ended, 0, log_probabilities)
+    np.testing.assert_array_equal(picked_after, picked)
+    np.testing.assert_allclose(log_probs_after, log_probs, **TOLERANCE)
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -58,6 +102,27 @@ def test_random_rules(rng, batch, depth, name):
     mask = rng.choice(np.arange(8, dtype=np.uint8) % 3, V)
     mask[rng.integers(V)] = 0
     check_greedy(name, *rows(rng, name, batch, depth), mask, random_rules(rng, batch, mask, FIRST))
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize(("batch", "depth"), [(1, 384), (7, 64), (17, 72), (40, 8)])
+def test_step(rng, batch, depth, name):
+    mask = rng.choice(np.arange(8, dtype=np.uint8) % 3, V)
+    mask[rng.integers(V)] = 0
+    check_step(*rows(rng, name, batch, depth), mask, *told(rng, batch, mask))
+
+
+def test_step_without_a_token(rng):
+    """NaN tells it, but not of a row that has ended."""
+    mask = np.ones(V, np.uint8)
+    tokens, past, rules, said, *picks = told(rng, 3, 0 * mask)
+    rules[:], said[:, 1] = EVERYTHING, [3, 3, END]
+    rules[1:, 0] = 1
+    arrays = [*rows(rng, "f16", 3, 64), mask, tokens, past * 0, rules, said, *picks]
+    log_probs = execute(greedy_step, arrays, **STEP)[-1]
+    column = arrays[1], np.arange(3)
+    np.testing.assert_array_equal(np.isnan(log_probs[column[::-1]]), [False, True, False])
+    assert np.isnan(log_probs).sum() == 1
 
 
 @pytest.mark.parametrize("vocabulary", [1, 11, 13, 255, 256, 257])
@@ -148,3 +213,28 @@ def test_a_probability_nobody_asks_for_reads_nothing(rng):
 def test_refuses(rng, change, message):
     arrays = [*rows(rng, "f16", 2, 16), np.zeros(V, np.uint8), np.array([EVERYTHING] * 2, np.int32)]
     refused(ops.greedy, change(*arrays), message, timestamp_begin=FIRST)
+
+
+@pytest.mark.parametrize(
+    ("which", "change", "message"),
+    [
+        (4, lambda x: x[:1], "B of the tokens is 1, expected 2"),
+        (5, lambda x: x[:1], "B of past is 1, expected 2"),
+        (6, lambda x: x[:1], "B of the rules is 1, expected 2"),
+        (6, lambda x: x[:, 1:], "the number of rules is 3, expected 4"),
+        (7, lambda x: x[:1], "B of said is 1, expected 2"),
+        (7, lambda x: x[:, 1:], "the width of said is 2, expected 3"),
+        (8, lambda x: x[:1], "B of what is picked is 1, expected 2"),
+        (8, lambda x: x[:, :0], "S must be positive"),
+        (9, lambda x: x[:1], "B of the log probabilities is 1, expected 2"),
+        (9, lambda x: x[:, 1:], "S of the log probabilities is 4, expected 5"),
+        (1, lambda x: x[:1], "B of at is 1, expected 2"),
+    ],
+)
+def test_step_refuses(rng, which, change, message):
+    mask = np.zeros(V, np.uint8)
+    arrays = [*rows(rng, "f16", 2, 16), mask, *told(rng, 2, mask)]
+    arrays[which] = change(arrays[which])
+    if message == "S must be positive":
+        arrays[9] = arrays[9][:, :0]
+    refused(greedy_step, arrays, message, **STEP)

@@ -9,8 +9,10 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from max_whisper import runtime
+from max_whisper import replay, runtime
 from max_whisper.model import Whisper
+from max_whisper.rules import SUPPRESSED, TIMESTAMP_RULE
+from tests.fake_model import follow
 from tests.golden import clips
 from tests.kernels.references import log_softmax
 from tests.phantom import install
@@ -127,6 +129,46 @@ def test_two_decoders_at_once(model, heard, expected):
     decoder = model.new_decoder(features)
     assert decoder.forward(PROMPT, rules).tokens.tolist() == expected["tokens"][:, 0].tolist()
     assert decoder.forward(expected["tokens"][:, :1], rules).tokens.tolist() == expected["tokens"][:, 1].tolist()
+
+
+@pytest.mark.gpu
+@pytest.mark.captures
+def test_a_run_of_steps(model, heard):
+    """Goes on by itself as it would step by step, around the end of the columns for what is picked; a row that has ended
+    says so again, and the other one's tokens are the same."""
+    _, features = heard
+    dims, limits = model.dims, (7, 99)
+    rules = np.tile(np.array([SUPPRESSED | TIMESTAMP_RULE, 0, dims.timestamp_begin, dims.n_vocab], np.int32), (2, 1))
+    said, one_by_one = np.full((2, 3), -1, np.int32), model.new_decoder(features)
+    picks, states = [one_by_one.forward(PROMPT, rules)], []
+    for _ in range(7 + replay.STEPS):
+        tokens = picks[-1].tokens[:, None]
+        said = np.hstack([said[:, 1:2], tokens, np.where(tokens < dims.timestamp_begin, said[:, 2:], tokens)])
+        states.append((tokens, np.array([follow(*row, dims) for row in zip(rules, said, strict=True)], np.int32), said))
+        picks.append(one_by_one.forward(*states[-1][:2]))
+    expected = np.stack([pick.tokens for pick in picks[1:]], axis=1)
+    log_probs = np.stack([pick.log_probs for pick in picks[1:]], axis=1)
+    assert {True, False} == set((expected < dims.timestamp_begin).ravel().tolist())  # rules come and go
+
+    for ended in (False, True):
+        decoder = model.new_decoder(features)
+        decoder.forward(PROMPT, rules)
+        begun = 0
+        for limit in limits:
+            tokens, following, what = states[begun]
+            if ended:
+                what = np.array([what[0], [1, dims.end_of_text, 1]], np.int32)
+            run, run_log_probs = decoder.run(tokens, following, what, limit)
+            assert run.shape == run_log_probs.shape == (2, min(limit, replay.STEPS))
+            for row in range(2 - ended):
+                np.testing.assert_array_equal(run[row], expected[row, begun:][: len(run[row])])
+                np.testing.assert_array_equal(run_log_probs[row], log_probs[row, begun:][: len(run[row])])
+            if ended:
+                assert set(run[1].tolist()) == {dims.end_of_text}
+                assert not run_log_probs[1].any()
+            begun += run.shape[1]
+        with pytest.raises(ValueError, match="decoder: past has 26, expected 0 to 16"):
+            decoder.run(*states[-1], 99)
 
 
 @pytest.mark.nightly

@@ -48,6 +48,11 @@ def greedy(rng) -> None:
     test_greedy.check_greedy("f16", hidden, at, table, mask, rules)
 
 
+def greedy_step(rng) -> None:
+    mask = np.zeros(test_greedy.V, np.uint8)
+    test_greedy.check_step(*test_greedy.rows(rng, "f16", 17, 8), mask, *test_greedy.told(rng, 17, mask))
+
+
 def layer_norm(rng) -> None:
     arguments = test_layer_norm.arguments(rng, "f16", (17, 1), 384, 1)
     check(ops.layer_norm, "f16", arguments, cpu_references.layer_norm)
@@ -77,6 +82,7 @@ RUNS: dict[str, Callable[[np.random.Generator], None]] = {
     "log-mel": log_mel,
     "embedding": embed,
     "greedy": greedy,
+    "greedy, step": greedy_step,
 }
 
 
@@ -140,6 +146,7 @@ FAULTS = {
     "log-mel": [no_barrier, bound_too_far, one_block],
     "embedding": [bound_too_far, narrow_store, one_block],
     "greedy": [no_barrier, no_wait, swapped_fragments, near_lane, bound_too_far, one_block],
+    "greedy, step": [no_barrier, near_lane, bound_too_far, narrow_store, one_block],
 }
 
 

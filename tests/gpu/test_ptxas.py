@@ -53,6 +53,7 @@ LIMITS = {
     "layer norm, longest row": {"f32": Limits((128, 128, 128), 16384), "f16": Limits((128, 128, 128), 8192)},
     "log-mel": {"f32": Limits((64, 64, 64), 54848), "f16": Limits((64, 64, 64), 54848)},
     "embedding": {"f32": Limits((32, 32, 32), 0), "f16": Limits((32, 32, 32), 0)},
+    "step": {"f16": Limits((64, 64, 64), 20736)},
     "vocabulary, one row": {"f32": Limits((64, 64, 64), 5376), "f16": Limits((64, 64, 64), 20736)},
     "vocabulary, few rows": {"f32": Limits((128, 128, 128), 41216), "f16": Limits((64, 64, 64), 20736)},
     "vocabulary, many rows": {"f32": Limits((128, 128, 128), 33024), "f16": Limits((64, 64, 64), 41216)},
@@ -119,6 +120,12 @@ def vocabulary(rng, name, batch):
     execute(ops.greedy, arrays, timestamp_begin=test_greedy.FIRST)
 
 
+def step(rng, name):
+    mask = np.zeros(test_greedy.V, np.uint8)
+    arrays = [*test_greedy.rows(rng, name, 1, 8), mask, *test_greedy.told(rng, 1, mask)]
+    execute(test_greedy.greedy_step, arrays, **test_greedy.STEP)
+
+
 CALLS: dict[str, Callable[[np.random.Generator, str], object]] = {
     "linear, few rows": lambda rng, name: linear(rng, name, 3),
     "linear, normalised rows": norm_linear,
@@ -138,6 +145,7 @@ CALLS: dict[str, Callable[[np.random.Generator, str], object]] = {
     "layer norm, longest row": lambda rng, name: layer_norm(rng, name, 2048),
     "log-mel": lambda rng, name: execute(test_log_mel.log_mel, test_log_mel.arguments(rng, name, 1, 400, 0)),
     "embedding": lambda rng, name: execute(ops.embed, test_embed.arguments(rng, name, 1, 2, 8), n_vocab=test_embed.V),
+    "step": step,
     "vocabulary, one row": lambda rng, name: vocabulary(rng, name, 1),
     "vocabulary, few rows": lambda rng, name: vocabulary(rng, name, 2),
     "vocabulary, many rows": lambda rng, name: vocabulary(rng, name, 9),
