@@ -2,12 +2,20 @@
 
 from max_whisper.config import ModelDimensions
 from max_whisper.graphs.blocks import Weights
-from max_whisper.graphs.decoder import cross_attention_graph, decoder_graph, logits_graph
+from max_whisper.graphs.decoder import cross_attention_graph, decoder_graph, logits_graph, silence_graph
 from max_whisper.graphs.encoder import encoder_graph
 from max_whisper.graphs.log_mel import log_mel_graph
 from max_whisper.graphs.module import GraphModule
 
-__all__ = ["build", "cross_attention_graph", "decoder_graph", "encoder_graph", "log_mel_graph", "logits_graph"]
+__all__ = [
+    "build",
+    "cross_attention_graph",
+    "decoder_graph",
+    "encoder_graph",
+    "log_mel_graph",
+    "logits_graph",
+    "silence_graph",
+]
 
 
 def build(module: GraphModule, dims: ModelDimensions, weights: Weights) -> None:
@@ -16,4 +24,5 @@ def build(module: GraphModule, dims: ModelDimensions, weights: Weights) -> None:
     encoder_graph(module, dims, weights)
     cross_attention_graph(module, dims, weights)
     decoder_graph(module, dims, weights)
+    silence_graph(module, dims, weights)
     logits_graph(module, dims, weights)

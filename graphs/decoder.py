@@ -43,18 +43,16 @@ def cross_attention_graph(module: GraphModule, dims: ModelDimensions, weights: W
 def decoder_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) -> None:
     """Adds the graph "decoder", with the greedy pick.
 
-    Inputs: tokens (B, T), past (B), last (B): the position whose next token is picked, no_speech_at (B): the position
-    that tells whether somebody speaks, -1 to skip, all int32, suppress_mask (n_vocab) uint8; rules (B, 4) int32: see
-    `ops.greedy`, and said (B, 3) int32, see `ops.decoder`, on a GPU behind the next step's tokens (B) and past (B), all in
-    place, see `ops.greedy_step`; what it writes to: tokens (B, S) int32, log probabilities (B, S) float32; the caches, see
-    `cache_types`.
+    Inputs: tokens (B, T), past (B), last (B): the position whose next token is picked, all int32, suppress_mask (n_vocab)
+    uint8; rules (B, 4) int32: see `ops.greedy`, and said (B, 3) int32, see `ops.decoder`, on a GPU behind the next step's
+    tokens (B) and past (B), all in place, see `ops.greedy_step`; what it writes to: tokens (B, S) int32, log probabilities
+    (B, S) float32; the caches, see `cache_types`.
 
-    Outputs: no-speech probability (B) float32 and states (B, T, d).
+    Output: states (B, T, d).
     """
     device = weights.device
     types: list[BufferType | TensorType] = [
         TensorType(DType.int32, ["batch", "length"], device=device),
-        TensorType(DType.int32, ["batch"], device=device),
         TensorType(DType.int32, ["batch"], device=device),
         TensorType(DType.int32, ["batch"], device=device),
         TensorType(DType.uint8, [dims.n_vocab], device=device),
@@ -70,43 +68,39 @@ def decoder_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) 
     ]
     with module.graph("decoder", [*types, *cache_types(dims, weights)]) as graph:
         build = _run_of_steps if device.is_cpu() else _step
-        graph.output(*build(graph.inputs, dims, weights.at("decoder")))
+        graph.output(build(graph.inputs, dims, weights.at("decoder")))
 
 
-def _run_of_steps(inputs: Sequence[Value[Any]], dims: ModelDimensions, w: Weights) -> list[TensorValue]:
+def _run_of_steps(inputs: Sequence[Value[Any]], dims: ModelDimensions, w: Weights) -> TensorValue:
     """The decoder on a CPU."""
-    tokens, past, last, no_speech_at, mask, rules, said = (value.tensor for value in inputs[:7])
-    picked, log_probs, keys, values = (value.buffer for value in inputs[7:11])
-    audio_keys, audio_values = (value.tensor for value in inputs[11:])
-    vocabulary = [w[f"token_embedding.{part}"] for part in ("weight", "rotation", "screen")]
-    states = ops.decoder(
+    tokens, past, last, mask, rules, said = (value.tensor for value in inputs[:6])
+    picked, log_probs, keys, values = (value.buffer for value in inputs[6:10])
+    audio_keys, audio_values = (value.tensor for value in inputs[10:])
+    return ops.decoder(
         [tokens, past, last, rules, said, mask],
         (picked, log_probs),
         (keys, values),
         (audio_keys, audio_values),
-        [*vocabulary, w["positional_embedding"], w["ln.weight"], w["ln.bias"]],
+        [*_vocabulary(w), w["positional_embedding"], w["ln.weight"], w["ln.bias"]],
         [w[f"blocks.{layer}.{part}"] for layer in ops.DECODER_BLOCK for part in ("weight", "bias")],
         audio_length=dims.n_audio_ctx,
         end=dims.end_of_text,
         timestamp_begin=dims.timestamp_begin,
     )
-    silence = ops.token_probability(states, no_speech_at, *vocabulary, n_vocab=dims.n_vocab, token=dims.no_speech)
-    return [silence, states]
 
 
-def _step(inputs: Sequence[Value[Any]], dims: ModelDimensions, w: Weights) -> list[TensorValue]:
+def _step(inputs: Sequence[Value[Any]], dims: ModelDimensions, w: Weights) -> TensorValue:
     """The decoder on a GPU."""
-    tokens, past, last, no_speech_at, mask = (value.tensor for value in inputs[:5])
-    *rows, picked, log_probs = (value.buffer for value in inputs[5:11])
-    caches = inputs[11:]
-    vocabulary = w["token_embedding.weight"]  # serves as embedding and for logits
+    tokens, past, last, mask = (value.tensor for value in inputs[:4])
+    *rows, picked, log_probs = (value.buffer for value in inputs[4:10])
+    caches = inputs[10:]
+    (vocabulary,) = _vocabulary(w)  # serves as embedding and for logits
     x = ops.embed(tokens, past, vocabulary, w["positional_embedding"], n_vocab=dims.n_vocab)
     for layer in range(dims.n_text_layer):
         keys, values, audio_keys, audio_values = caches[4 * layer : 4 * layer + 4]
         cache, audio = (keys.buffer, values.buffer), (audio_keys.tensor, audio_values.tensor)
         x = decoder_block(x, past, cache, audio, w.at(f"blocks.{layer}"))
     states = layer_norm(x, w.at("ln"))
-    silence = ops.token_probability(states, no_speech_at, vocabulary, n_vocab=dims.n_vocab, token=dims.no_speech)
     ops.greedy_step(
         states,
         last,
@@ -117,17 +111,34 @@ def _step(inputs: Sequence[Value[Any]], dims: ModelDimensions, w: Weights) -> li
         end=dims.end_of_text,
         timestamp_begin=dims.timestamp_begin,
     )
-    return [silence, states]
+    return states
+
+
+def _vocabulary(w: Weights) -> list[TensorValue]:
+    """The vocabulary, on a CPU with its rotation and screen."""
+    parts = ("weight", "rotation", "screen") if w.device.is_cpu() else ("weight",)
+    return [w[f"token_embedding.{part}"] for part in parts]
+
+
+def silence_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) -> None:
+    """Adds the graph "silence": states (B, T, d), at (B) int32 -> the probability that nobody speaks (B) float32."""
+    with module.graph("silence", _states_and_position(dims, weights)) as graph:
+        states, at = (value.tensor for value in graph.inputs)
+        vocabulary = _vocabulary(weights.at("decoder"))
+        graph.output(ops.token_probability(states, at, *vocabulary, n_vocab=dims.n_vocab, token=dims.no_speech))
 
 
 def logits_graph(module: GraphModule, dims: ModelDimensions, weights: Weights) -> None:
     """Adds the graph "logits": states (B, T, d), at (B) int32 -> logits (B, n_vocab) float32, for detecting a language."""
-    states_type = TensorType(weights.dtype, ["batch", "length", dims.n_text_state], device=weights.device)
-    at_type = TensorType(DType.int32, ["batch"], device=weights.device)
-    with module.graph("logits", [states_type, at_type]) as graph:
+    with module.graph("logits", _states_and_position(dims, weights)) as graph:
         states, at = (value.tensor for value in graph.inputs)
         vocabulary = weights["decoder.token_embedding.weight"]
         graph.output(ops.logits(states, at, vocabulary, n_vocab=dims.n_vocab))
+
+
+def _states_and_position(dims: ModelDimensions, weights: Weights) -> list[TensorType]:
+    states_type = TensorType(weights.dtype, ["batch", "length", dims.n_text_state], device=weights.device)
+    return [states_type, TensorType(DType.int32, ["batch"], device=weights.device)]
 
 
 def cache_types(dims: ModelDimensions, weights: Weights) -> list[BufferType | TensorType]:

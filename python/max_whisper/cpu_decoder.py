@@ -69,8 +69,12 @@ class CPUDecoder:
         Raises:
             ValueError: The tokens do not fit into the context or are none of the vocabulary; the rules suppress all.
         """
-        picked, log_probs, silence, _ = self._execute(tokens, rules, last=last, no_speech_at=no_speech_at)
-        return Picks(picked[:, 0], log_probs[:, 0], None if no_speech_at is None else silence.to_numpy())
+        picked, log_probs, states = self._execute(tokens, rules, last=last)
+        silence = None
+        if no_speech_at is not None:
+            at = np.ascontiguousarray(no_speech_at, np.int32)
+            silence = runtime.execute(self._graphs["silence"], states, at)[0].to_numpy()
+        return Picks(picked[:, 0], log_probs[:, 0], silence)
 
     def run(self, tokens: np.ndarray, rules: np.ndarray, said: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
         """Appends a token to every row and picks more, each of which is appended in its turn.
@@ -88,7 +92,7 @@ class CPUDecoder:
         Raises:
             ValueError: As `forward`.
         """
-        picked, log_probs, _, _ = self._execute(tokens, rules, said, steps=min(limit, STEPS))
+        picked, log_probs, _ = self._execute(tokens, rules, said, steps=min(limit, STEPS))
         made = int(np.count_nonzero(picked[0] >= 0))
         self._past += made - 1
         return picked[:, :made], log_probs[:, :made]
@@ -103,7 +107,7 @@ class CPUDecoder:
             (B, n_vocab) float32.
         """
         anything = np.tile(np.array([0, 0, 0, self._dims.n_vocab], np.int32), (self._batch, 1))
-        states = self._execute(tokens, anything)[3]
+        states = self._execute(tokens, anything)[2]
         at = np.full(self._batch, tokens.shape[1] - 1, np.int32)
         return runtime.execute(self._graphs["logits"], states, at)[0].to_numpy()
 
@@ -137,20 +141,18 @@ class CPUDecoder:
         said: np.ndarray | None = None,
         *,
         last: np.ndarray | None = None,
-        no_speech_at: np.ndarray | None = None,
         steps: int = 1,
-    ) -> tuple[np.ndarray, np.ndarray, Buffer, Buffer]:
-        """Makes a run: tokens and log probabilities (B, steps), probabilities of silence, states."""
+    ) -> tuple[np.ndarray, np.ndarray, Buffer]:
+        """Makes a run: tokens and log probabilities (B, steps), states."""
         batch = self._batch
         if last is None:
             last = np.full(batch, tokens.shape[1] - 1, np.int32)
         picked, log_probs = np.empty((batch, steps), np.int32), np.empty((batch, steps), np.float32)
-        silence, states = runtime.execute(
+        (states,) = runtime.execute(
             self._graphs["decoder"],
             np.ascontiguousarray(tokens, np.int32),
             self._past,
             np.ascontiguousarray(last, np.int32),
-            np.full(batch, -1, np.int32) if no_speech_at is None else np.ascontiguousarray(no_speech_at, np.int32),
             self._mask,
             np.ascontiguousarray(rules, np.int32),
             np.full((batch, 3), -1, np.int32) if said is None else np.ascontiguousarray(said, np.int32),
@@ -159,7 +161,7 @@ class CPUDecoder:
             *self._caches,
         )
         self._past = self._past + last + 1
-        return picked, log_probs, silence, states
+        return picked, log_probs, states
 
 
 def _row(cache: Buffer, layer: int, row: int) -> Buffer:

@@ -55,9 +55,10 @@ class GPUDecoder:
         if tokens.shape[1] == 1 and last is None and no_speech_at is None:
             picked, log_probs = self.run(tokens, rules, np.full((self._batch, 3), -1, np.int32), 1)
             return Picks(picked[:, 0], log_probs[:, 0], None)
-        picked, log_probs, silence, _ = self._first(tokens, rules, last, no_speech_at)
+        picked, log_probs, states = self._first(tokens, rules, last)
         _require_picks(log_probs)
-        return Picks(picked, log_probs, None if no_speech_at is None else silence.to_numpy())
+        silence = None if no_speech_at is None else self._read(states, no_speech_at, "silence")
+        return Picks(picked, log_probs, silence)
 
     def run(self, tokens: np.ndarray, rules: np.ndarray, said: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
         """Appends a token to every row and picks more, each of which is appended in its turn: as `CPUDecoder.run`.
@@ -74,9 +75,8 @@ class GPUDecoder:
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """Appends tokens to every row and returns the logits behind the last one: as `CPUDecoder.logits`."""
         anything = np.tile(np.array([0, 0, 0, self._dims.n_vocab], np.int32), (self._batch, 1))
-        states = self._first(tokens, anything)[3]
-        at = runtime.put(np.full(self._batch, tokens.shape[1] - 1, np.int32), states.device)
-        return runtime.execute(self._graphs["logits"], states, at)[0].to_numpy()
+        states = self._first(tokens, anything)[2]
+        return self._read(states, np.full(self._batch, tokens.shape[1] - 1), "logits")
 
     def keep(self, rows: Sequence[int]) -> Sequence[int]:
         """Goes on with some rows only, if that is worth it: as `CPUDecoder.keep`.
@@ -97,24 +97,23 @@ class GPUDecoder:
         return rows
 
     def _first(
-        self,
-        tokens: np.ndarray,
-        rules: np.ndarray,
-        last: np.ndarray | None = None,
-        no_speech_at: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray, Buffer, Buffer]:
-        """Makes a step that is not the usual one: tokens, log probabilities, probabilities of silence, states."""
+        self, tokens: np.ndarray, rules: np.ndarray, last: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, Buffer]:
+        """Makes a step of any number of tokens: tokens picked, log probabilities, states."""
         batch, length = tokens.shape
         at = np.full(batch, length - 1, np.int32) if last is None else np.ascontiguousarray(last, np.int32)
-        asked = np.full(batch, -1, np.int32) if no_speech_at is None else np.ascontiguousarray(no_speech_at, np.int32)
         self._check(tokens, length)
         _require_between("last", at, 0, length - 1)
-        _require_between("no_speech_at", asked, -1, length - 1)
-        results = self._room.step(self._batch).first(
-            np.ascontiguousarray(tokens, np.int32), self._past, rules, at, asked
-        )
+        step = self._room.step(self._batch)
+        results = step.first(np.ascontiguousarray(tokens, np.int32), self._past, rules, at)
         self._past = self._past + at + 1
         return results
+
+    def _read(self, states: Buffer, at: np.ndarray, graph: str) -> np.ndarray:
+        """What a graph says of the states at one position of each row."""
+        _require_between("position", at, 0, int(states.shape[1]) - 1)
+        position = runtime.put(np.ascontiguousarray(at, np.int32), states.device)
+        return runtime.execute(self._graphs[graph], states, position)[0].to_numpy()
 
     def _check(self, tokens: np.ndarray, length: int) -> None:
         """Refuses what would lead outside of a table: the host code of a GPU's kernels cannot see these values.

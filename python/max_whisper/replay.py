@@ -33,17 +33,16 @@ class Step:
         model: The graph "decoder".
         device: The GPU.
         batch: B.
-        constants: The graph's inputs `last` (B) and `no_speech_at` (B) of the usual step, whose rows are given one token
-            and asked nothing about silence, and `suppress_mask`, on the GPU.
+        last: The graph's input of that name for steps of one token: zeros (B), on the GPU.
+        mask: Its `suppress_mask`.
         caches: Its caches, of B rows. What lies in them during the capture is of no matter.
     """
 
     def __init__(
-        self, model: Model, device: Device, batch: int, constants: Sequence[Buffer], caches: Sequence[Buffer]
+        self, model: Model, device: Device, batch: int, last: Buffer, mask: Buffer, caches: Sequence[Buffer]
     ) -> None:
         self._model, self._device, self._batch = model, device, batch
-        last, no_speech_at, self._mask = constants
-        self._caches = caches
+        self._mask, self._caches = mask, caches
         self._key = 0
         self._results: list[Buffer] = []
         # Plain memory: MAX takes so much page-locked memory at the first request that it lasts half a second.
@@ -55,7 +54,7 @@ class Step:
         rules, said, newest, self._past = (
             self._arguments[first * batch : end * batch] for first, end in ((0, 4), (4, 7), (7, 8), (8, 9))
         )
-        self._usual = [newest.view(DType.int32, (batch, 1)), self._past, last, no_speech_at, self._mask]
+        self._usual = [newest.view(DType.int32, (batch, 1)), self._past, last, mask]
         self._picks = [array.to(device) for array in self._host[1:]]
         self._updated = [
             newest,
@@ -66,27 +65,25 @@ class Step:
         ]
 
     def first(
-        self, tokens: np.ndarray, past: np.ndarray, rules: np.ndarray, last: np.ndarray, no_speech_at: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, Buffer, Buffer]:
-        """Makes a step of its own kind: of any number of tokens, or with a question about silence.
+        self, tokens: np.ndarray, past: np.ndarray, rules: np.ndarray, last: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, Buffer]:
+        """Makes a step of any number of tokens.
 
         Args:
             tokens: (B, T) int32.
             past: (B) int32: tokens that are in the caches.
             rules: (B, 4) int32.
             last: (B) int32: the position whose next token is picked.
-            no_speech_at: (B) int32: the position that tells whether somebody speaks, -1 to skip.
 
         Returns:
-            The tokens picked, int32 (B), their log probabilities, float32 (B), and what the graph returns.
+            The tokens picked, int32 (B), their log probabilities, float32 (B), and the states.
         """
         self._send(rules, np.full(3 * self._batch, -1, np.int32), np.zeros(self._batch, np.int32), past)
-        given, *asked = (runtime.put(array, self._device) for array in (tokens, last, no_speech_at))
-        silence, states = runtime.execute(
-            self._model, given, self._past, *asked, self._mask, *self._updated, *self._caches
-        )
+        given, at = (runtime.put(array, self._device) for array in (tokens, last))
+        inputs = [given, self._past, at, self._mask, *self._updated, *self._caches]
+        (states,) = runtime.execute(self._model, *inputs)
         picked, log_probs = self._receive(past + last, 1)
-        return picked[:, 0], log_probs[:, 0], silence, states
+        return picked[:, 0], log_probs[:, 0], states
 
     def run(
         self, tokens: np.ndarray, past: np.ndarray, rules: np.ndarray, said: np.ndarray, steps: int
@@ -154,9 +151,8 @@ class Room:
     def __init__(self, model: Model, device: Device, capacity: int, caches: Sequence[Buffer], n_vocab: int) -> None:
         self.capacity = capacity
         self._model, self._device, self._caches = model, device, caches
-        self._newest, self._unasked, self._mask = (
-            runtime.as_buffer(array).to(device)
-            for array in (np.zeros(capacity, np.int32), np.full(capacity, -1, np.int32), np.zeros(n_vocab, np.uint8))
+        self._last, self._mask = (
+            runtime.as_buffer(array).to(device) for array in (np.zeros(capacity, np.int32), np.zeros(n_vocab, np.uint8))
         )
         self._steps: dict[int, Step] = {}
 
@@ -179,9 +175,8 @@ class Room:
     def step(self, batch: int) -> Step:
         """The steps of the first so many rows; captured when they are first asked for."""
         if batch not in self._steps:
-            constants = [runtime.rows(self._newest, 0, batch), runtime.rows(self._unasked, 0, batch), self._mask]
-            caches = [runtime.rows(cache, 0, batch) for cache in self._caches]
-            self._steps[batch] = Step(self._model, self._device, batch, constants, caches)
+            last, *caches = (runtime.rows(buffer, 0, batch) for buffer in (self._last, *self._caches))
+            self._steps[batch] = Step(self._model, self._device, batch, last, self._mask, caches)
         return self._steps[batch]
 
     def release(self) -> None:
