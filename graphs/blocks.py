@@ -61,9 +61,9 @@ def linear(x: TensorValue, w: Weights, *, residual: TensorValue | None = None, g
     return ops.linear(x, w["weight"], w["bias"], residual, gelu=gelu)
 
 
-def norm_linear(x: TensorValue, norm: Weights, w: Weights, *, gelu: bool = False) -> TensorValue:
-    """Linear layer with the weights `w` of the layer norm of x with the weights `norm`."""
-    return ops.norm_linear(x, norm["weight"], norm["bias"], w["weight"], w["bias"], gelu=gelu)
+def norm_linear(x: TensorValue, w: Weights, *, gelu: bool = False) -> TensorValue:
+    """Linear layer with the weights `w` of the layer norm of x, whose weights are in them."""
+    return ops.norm_linear(x, w["weight"], w["bias"], w["sums"], gelu=gelu)
 
 
 def mlp(x: TensorValue, total: TensorValue, w: Weights) -> TensorValue:
@@ -95,9 +95,9 @@ def decoder_block(
     w: Weights,
 ) -> TensorValue:
     """Causal self-attention over the KV cache, cross-attention over the audio, MLP: (B, T, d) -> (B, T, d), on a GPU."""
-    qkv = norm_linear(x, w.at("attn_ln"), w.at("attn.qkv"))
+    qkv = norm_linear(x, w.at("attn.qkv"))
     x = linear(ops.cached_attention(qkv, past, *cache), w.at("attn.out"), residual=x)
-    query = norm_linear(x, w.at("cross_attn_ln"), w.at("cross_attn.query"))
+    query = norm_linear(x, w.at("cross_attn.query"))
     x = linear(ops.attention(query, *cross), w.at("cross_attn.out"), residual=x)
-    hidden = norm_linear(x, w.at("mlp_ln"), w.at("mlp.0"), gelu=True)
+    hidden = norm_linear(x, w.at("mlp.0"), gelu=True)
     return linear(hidden, w.at("mlp.2"), residual=x)

@@ -7,6 +7,7 @@ from max_whisper import packed
 from max_whisper.checkpoint import Checkpoint
 from max_whisper.config import ModelDimensions, expected_tensors
 from max_whisper.errors import CheckpointError, OutputError
+from max_whisper.packing import fold_norm, widen
 from max_whisper.tokenizer import Vocabulary
 
 DIMS = ModelDimensions(80, 1500, 64, 1, 1, 51864, 448, 64, 1, 2)
@@ -37,7 +38,7 @@ def unpack(panels: np.ndarray, columns: int) -> np.ndarray:
 def test_every_tensor_is_used_once():
     """The vocabulary also becomes its rotation and its screen."""
     recipes = [one for recipe in packed.recipes(DIMS, "float32").values() for one in recipe.layers or [recipe]]
-    sources = [source for recipe in recipes for source in recipe.sources if source]
+    sources = [source for recipe in recipes for stack in recipe.sources for source in stack if source]
     assert sorted(sources) == sorted([*expected_tensors(DIMS), *["decoder.token_embedding.weight"] * 2])
 
 
@@ -49,8 +50,36 @@ def test_fused_layers(checkpoint):
     bias = np.concatenate([np.zeros(64), t[f"{block}.cross_attn.value.bias"]])
     np.testing.assert_array_equal(weights["decoder.blocks.cross_attn.kv.bias"][layer], bias)
     on_gpu = packed.pack(checkpoint, "float32", "gpu")
-    np.testing.assert_array_equal(on_gpu[f"{block}.attn.qkv.weight"], qkv)
     np.testing.assert_array_equal(on_gpu[f"{block}.cross_attn.kv.bias"], bias)
+    encoders = np.concatenate([t[f"encoder.blocks.0.attn.{part}.weight"] for part in ("query", "key", "value")])
+    np.testing.assert_array_equal(on_gpu["encoder.blocks.0.attn.qkv.weight"], encoders)
+
+
+def test_norms_of_a_gpus_decoder_are_in_the_layers_behind_them(rng, checkpoint):
+    weights, t, block = packed.pack(checkpoint, "float32", "gpu"), checkpoint.tensors, "decoder.blocks.1"
+    row = rng.standard_normal(64)
+    for norm, layer, parts in (
+        ("attn_ln", "attn.qkv", ("attn.query", "attn.key", "attn.value")),
+        ("cross_attn_ln", "cross_attn.query", ("cross_attn.query",)),
+        ("mlp_ln", "mlp.0", ("mlp.0",)),
+    ):
+        normed = row * t[f"{block}.{norm}.weight"] + t[f"{block}.{norm}.bias"]
+        linears = [t[f"{block}.{p}.weight"] @ normed + t.get(f"{block}.{p}.bias", np.zeros(64)) for p in parts]
+        weight, bias, sums = (weights[f"{block}.{layer}.{part}"] for part in ("weight", "bias", "sums"))
+        np.testing.assert_allclose(weight @ row + bias, np.concatenate(linears), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(sums, weight.sum(axis=1, dtype=np.float64), rtol=1e-6)
+        assert f"{block}.{norm}.weight" not in weights
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("float32", 24), ("float16", 11), ("bfloat16", 8)])
+def test_fold_norm_sums_up_what_it_rounded(rng, dtype, bits):
+    weight, bias = rng.standard_normal((7, 40)), rng.standard_normal(7)
+    gamma, beta = rng.standard_normal((2, 40))
+    folded, shifted, sums = fold_norm(weight, bias, gamma, beta, dtype)
+    wide = widen(folded)
+    np.testing.assert_allclose(wide, weight * gamma, rtol=2.0**-bits, atol=1e-7)
+    np.testing.assert_allclose(sums, wide.sum(axis=1, dtype=np.float64), rtol=2.0**-23, atol=1e-7)
+    np.testing.assert_allclose(widen(shifted), bias + weight @ beta, rtol=2.0**-bits, atol=1e-7)
 
 
 def test_convolution(checkpoint):

@@ -15,7 +15,7 @@ from bench.gpu.work import Launch
 from max_whisper import eager, ops
 from max_whisper.mel import mel_filters
 from max_whisper.ops import HEAD
-from max_whisper.packing import cast, pack_conv1d, pack_filters
+from max_whisper.packing import cast, fold_norm, pack_conv1d, pack_filters, widen
 
 STATE, HEADS = 384, 6
 ROWS = 300
@@ -222,14 +222,16 @@ class Cases:
         )
 
     def norm_linear(self, rows: int, columns: int, depth: int, *, gelu: bool = False) -> Case:
-        arrays = [self.normal(rows, depth), self.normal(depth), self.normal(depth)]
-        arrays += [self.normal(columns, depth, scale=depth**-0.5), self.normal(columns)]
+        x, norm = self.normal(rows, depth), [self.normal(depth), self.normal(depth)]
+        layer = [self.normal(columns, depth, scale=depth**-0.5), self.normal(columns)]
+        weight, bias, gamma, beta = map(widen, (*layer, *norm))
+        folded = fold_norm(weight, bias, gamma, beta, self.dtype)
         return Case(
             "layer norm + linear" + (" + GELU" if gelu else ""),
             f"{rows} x {depth} -> {columns}",
-            Leg(ops.norm_linear, arrays, {"gelu": gelu}, (0,)),
-            Leg(builtin.norm_linear, arrays, {"gelu": gelu}, (0,)),
-            least=self.size * (sum(array.size for array in arrays) + rows * columns),
+            Leg(ops.norm_linear, [x, *folded], {"gelu": gelu}, (0,)),
+            Leg(builtin.norm_linear, [x, *norm, *layer], {"gelu": gelu}, (0,)),
+            least=x.nbytes + sum(array.nbytes for array in folded) + self.size * rows * columns,
             work=work.linear(rows, columns, depth, norm=True),
             products=rows * columns * depth,
         )

@@ -40,8 +40,8 @@ def linear(rows: int, columns: int, depth: int, *, residual: bool = False, norm:
     """rows x depth -> columns, with a residual, or of normalised rows."""
     if rows > 16 and norm:
         return layer_norm(rows, depth) + linear(rows, columns, depth, residual=residual)
-    ends = columns + rows * columns * (1 + residual)
-    every = (rows + 2 * norm) * depth  # what every block reads
+    ends = columns * (1 + 2 * norm) + rows * columns * (1 + residual)  # a norm has sums of 4 bytes
+    every = rows * depth  # what every block reads
     least = ELEMENT * (columns * depth + every + ends)
     if rows <= 16:
         blocks = ceil(columns / 16)

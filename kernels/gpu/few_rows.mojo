@@ -1,7 +1,11 @@
 """Matrix product for at most 16 rows, as decoding needs it: y = f(norm(x) @ W^T + b) [+ r], bound by reading W.
 
-Shapes: x (M <= 16, K), W (N, K) row-major, b (N), y and r (M, N); norm is nothing, or the layer norm of each row with gamma and
-beta (K) on tensor cores, up to K = 1024.
+Shapes: x (M <= 16, K), W (N, K) row-major, b (N), y and r (M, N); norm is nothing, or on tensor cores the layer norm of each row,
+whose gamma and beta are in W and b (`max_whisper/packing.py`, fold_norm). It follows the product, with the sums s (N) of W's rows:
+
+    norm(x) @ W^T = (x @ W^T - mean(x) s) / sqrt(var(x) + epsilon),    var(x) = mean(x^2) - mean(x)^2
+
+so nobody waits for mean and variance: a warp adds up the squares of what it multiplies, and they meet where its products do.
 
 A block makes 16 columns of y. Its 8 to 16 warps share k: each takes every 8th to 16th slice of 32, and what it needs of W and of x
 goes straight to its registers, 16 bytes a lane, so a block reads nothing twice. The warps' sums meet in shared memory; a
@@ -15,13 +19,12 @@ thread adds up those of one result:
               +---------+---------+---------+---+---------+
 
 Time is a chain of waits, not of bytes: one for all of W that a warp needs (8 chunks a lane are in flight), before which nothing
-of an earlier launch is needed (`overlap.mojo`); one for x and r; one at the barrier, with a norm two more. The norm takes the mean
-and then the mean square of distances from it, each by two shuffles and through shared memory: a launch less than by itself.
+of an earlier launch is needed (`overlap.mojo`); one for x and r; one at the barrier.
 
 What a warp adds up, and with which instructions, stands in `partial_sums.mojo`.
 
-Cost: 2*M*N*K operations (M rounded up to 8 on tensor cores); (N*K + (M [+ 2]) * K * N/16 + N + M*N [+ M*N]) elements: each of N/16
-blocks is given x, and gamma and beta: 1.06 times the least with one row, 1.3 with 5, 1.9 with 16. The rereads come from the level-2 cache
+Cost: 2*M*N*K operations (M rounded up to 8 on tensor cores); (N*K + M * K * N/16 + N + M*N [+ M*N]) elements [and N floats]: each of N/16
+blocks is given x: 1.06 times the least with one row, 1.3 with 5, 1.9 with 16. The rereads come from the level-2 cache
 and are nearly free; wider blocks are not. On an H200 (float16, 12 launches in a CUDA graph; us a launch):
 
     rows, K -> N             1, 384 -> 384   1, 384 -> 1152   1, 384 -> 1536 + GELU   1, 1536 -> 384 + r   5, 1536 -> 384 + r   8
@@ -53,7 +56,6 @@ from .overlap import overlapping, start_next, wait_for_previous
 from .partial_sums import (
     COLUMNS,
     MAX_ROWS,
-    MOST_THREADS,
     PITCH,
     TILES,
     MultiplyAdds,
@@ -62,6 +64,9 @@ from .partial_sums import (
     PartialSums,
     TensorCores,
 )
+
+comptime MOST_THREADS = 512
+"""Most threads of a block."""
 
 comptime LEAST_THREADS = MAX_ROWS * COLUMNS // TILES
 """Fewest: one for each result, or for TILES neighbours."""
@@ -76,7 +81,7 @@ def _few_rows[
 ](
     x: Operand[P.dtype],
     weight: Operand[P.dtype],
-    norm: Norm[P.dtype],
+    norm: Norm,
     epilogue: Epilogue[P.dtype, apply_gelu, add_residual, TILES],
 ):
     comptime WARPS = MOST_THREADS // WARP_SIZE
@@ -92,10 +97,14 @@ def _few_rows[
     var column = first + Int32(part)
     var finishes = Int32(row) < x.rows and column < weight.rows
     var bias = epilogue.load_bias(column) if finishes else epilogue.Loaded(0)
+    var column_sums = epilogue.Chunk(0)
+    comptime if P.MOMENTS:
+        if finishes:
+            column_sums = norm.load(column)
 
     start_next()
     var residual = epilogue.Loaded(0)
-    var partial = P(norm)
+    var partial = P()
     var distance = Int32(warps * P.SLICE)
     for begin in range(Int32(0), x.depth, Int32(P.IN_FLIGHT) * distance):
         var k = begin + Int32(number * P.SLICE)
@@ -109,8 +118,14 @@ def _few_rows[
     barrier()
     if finishes:
         var y = epilogue.Chunk(0)
+        var moments = SIMD[DType.float32, 2](0)
         for i in range(warps):
-            y += sums.unsafe_load[width=TILES, alignment=4 * TILES]((i * MAX_ROWS + row) * PITCH + part)
+            var own = sums.unsafe_offset((i * MAX_ROWS + row) * PITCH)
+            y += own.unsafe_load[width=TILES, alignment=4 * TILES](part)
+            comptime if P.MOMENTS:
+                moments += own.unsafe_load[width=2, alignment=8](COLUMNS)
+        comptime if P.MOMENTS:
+            y = norm.apply(y, column_sums, moments)
         epilogue.store(Int32(row), column, y, bias, residual)
 
 
@@ -120,10 +135,9 @@ def few_rows_kernel[
 ](
     output: Data[dtype],
     x: Data[dtype],
-    gamma: Data[dtype],
-    beta: Data[dtype],
     weight: Data[dtype],
     bias: Data[dtype],
+    sums: Data[DType.float32],
     residual: Data[dtype],
     rows: Int32,
     columns: Int32,
@@ -134,7 +148,7 @@ def few_rows_kernel[
     """A block's columns; the arguments are those of `multiply_few_rows`, and share is 1 / K."""
     var a = Operand[dtype](x, rows, depth)
     var b = Operand[dtype](weight, columns, depth)
-    var norm = Norm[dtype](gamma, beta, share, epsilon)
+    var norm = Norm(sums, share, epsilon)
     var epilogue = Epilogue[dtype, apply_gelu, add_residual, TILES](output, bias, residual, rows, columns)
     comptime if is_nvidia_gpu() and dtype.is_half_float():
         _few_rows[TensorCores[dtype, normalise]](a, b, norm, epilogue)
@@ -142,11 +156,9 @@ def few_rows_kernel[
         _few_rows[MultiplyAdds[dtype]](a, b, norm, epilogue)
 
 
-def normalises[dtype: DType](rows: Int, depth: Int, ctx: DeviceContext) -> Bool:
-    """Whether the product can normalise its rows: on tensor cores, which hold all of x at once up to some length."""
-    comptime P = TensorCores[dtype, True]
-    comptime most = P.IN_FLIGHT * P.SLICE * MOST_THREADS // 32
-    return dtype.is_half_float() and ctx.api() == "cuda" and rows <= MAX_ROWS and depth <= most
+def normalises[dtype: DType](rows: Int, ctx: DeviceContext) -> Bool:
+    """Whether the product can normalise its rows: on tensor cores."""
+    return dtype.is_half_float() and ctx.api() == "cuda" and rows <= MAX_ROWS
 
 
 def multiply_few_rows[
@@ -154,10 +166,9 @@ def multiply_few_rows[
 ](
     output: Data[dtype],
     x: Data[dtype],
-    gamma: Data[dtype],
-    beta: Data[dtype],
     weight: Data[dtype],
     bias: Data[dtype],
+    sums: Data[DType.float32],
     residual: Data[dtype],
     *,
     rows: Int,
@@ -171,10 +182,9 @@ def multiply_few_rows[
     Args:
         output: (rows, columns).
         x: (rows, depth).
-        gamma: (depth), not read unless normalise.
-        beta: (depth), not read unless normalise.
         weight: (columns, depth).
         bias: (columns).
+        sums: (columns), those of the weight's rows, not read unless normalise.
         residual: (rows, columns), not read unless add_residual.
         rows: M, 1 to MAX_ROWS.
         columns: N.
@@ -186,10 +196,9 @@ def multiply_few_rows[
     ctx.enqueue_function[few_rows_kernel[dtype, apply_gelu, add_residual, normalise]](
         output,
         x,
-        gamma,
-        beta,
         weight,
         bias,
+        sums,
         residual,
         Int32(rows),
         Int32(columns),

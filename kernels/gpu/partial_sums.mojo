@@ -9,20 +9,17 @@ The tensor cores are not here for speed but because they spread x: a lane that h
 rows of x and holds 16 bytes of one.
 """
 
-from max.gpu import WARP_SIZE, barrier, block_dim, lane_id, warp_id
+from max.gpu import WARP_SIZE, lane_id
 from max.gpu.primitives import warp
 from std.collections import Array
 from std.math import sqrt
 
 from ..data import Data
-from .memory import Shared, chunk, load_chunk, shared_memory
+from .memory import Shared, chunk, load_chunk
 from .tensor_core import MMA_M, multiply_add_chunks
 
 comptime MAX_ROWS = 16
 """Largest M."""
-
-comptime MOST_THREADS = 512
-"""Most threads of a block."""
 
 comptime TILES = 1
 """Groups of 16 columns that a block makes."""
@@ -30,7 +27,7 @@ comptime TILES = 1
 comptime COLUMNS = TILES * MMA_M
 
 comptime PITCH = COLUMNS + 4
-"""Floats from row to row of partial sums: no two lanes that store or load at once collide."""
+"""Floats from row to row of partial sums: no two lanes that store or load at once collide. Two of the others are moments."""
 
 
 @fieldwise_init
@@ -51,14 +48,34 @@ struct Operand[dtype: DType](TrivialRegisterPassable):
 
 
 @fieldwise_init
-struct Norm[dtype: DType](TrivialRegisterPassable):
-    """A layer norm of the rows before they are multiplied."""
+struct Norm(TrivialRegisterPassable):
+    """A layer norm of the rows, whose gamma and beta are in the weight and the bias already; see `few_rows.mojo`."""
 
-    var gamma: Data[Self.dtype]
-    var beta: Data[Self.dtype]
+    var sums: Data[DType.float32]
+    """(N), those of the weight's rows."""
     var share: Float32
     """1 / K."""
     var epsilon: Float32
+
+    @always_inline
+    def load(self, column: Int32) -> SIMD[DType.float32, TILES]:
+        """The sums of a thread's columns."""
+        return self.sums.unsafe_load[width=TILES, alignment=4 * TILES](Int(column))
+
+    @always_inline
+    def apply(
+        self, products: SIMD[DType.float32, TILES], sums: SIMD[DType.float32, TILES], moments: SIMD[DType.float32, 2]
+    ) -> SIMD[DType.float32, TILES]:
+        """Makes of the products of a row those of the normalised row.
+
+        Args:
+            products: Of the row and some of the weight's.
+            sums: Theirs.
+            moments: The sum of the row and that of its squares.
+        """
+        var mean = moments[0] * self.share
+        var variance = max(moments[1] * self.share - mean * mean, 0)
+        return (products - mean * sums) * (1 / sqrt(variance + self.epsilon))
 
 
 trait PartialSums(Deinitable):
@@ -71,8 +88,10 @@ trait PartialSums(Deinitable):
     """Slices whose loads are started before the first is used."""
     comptime CHUNKS: Int
     """Chunks of W that a lane holds."""
+    comptime MOMENTS: Bool
+    """Whether the sum of each row and that of its squares are added up, too."""
 
-    def __init__(out self, norm: Norm[Self.dtype]):
+    def __init__(out self):
         """All sums zero."""
         ...
 
@@ -97,7 +116,7 @@ trait PartialSums(Deinitable):
         k: Int32,
         distance: Int32,
     ):
-        """Adds the products of a warp's slices. If rows are to be normalised, all warps call this once, and hold all of x.
+        """Adds the products of a warp's slices.
 
         Args:
             x: All rows.
@@ -111,19 +130,20 @@ trait PartialSums(Deinitable):
         """Writes the sums of the warp.
 
         Args:
-            sums: (MAX_ROWS, PITCH): row of x, column.
+            sums: (MAX_ROWS, PITCH): row of x, column; the moments of the row behind the columns.
             rows: How many rows x has.
         """
         ...
 
 
-struct TensorCores[type: DType, normalise: Bool](PartialSums):
+struct TensorCores[type: DType, moments: Bool](PartialSums):
     """Tensor cores of NVIDIA GPUs: D (16 columns, 8 rows of x) = W @ x^T, once or twice for 16 rows."""
 
     comptime dtype = Self.type
     comptime SLICE = 32
-    comptime IN_FLIGHT = 2 if Self.normalise else 4  # gamma and beta take registers, too
+    comptime IN_FLIGHT = 4
     comptime CHUNKS = Self.IN_FLIGHT * TILES * 2
+    comptime MOMENTS = Self.moments
     comptime Chunk = SIMD[Self.type, chunk[Self.type]()]
     comptime Rows = Array[Self.Chunk, Self.IN_FLIGHT]
     """A lane's chunks of one row of x, one of each slice."""
@@ -132,13 +152,17 @@ struct TensorCores[type: DType, normalise: Bool](PartialSums):
     """For rows 0 to 7 of x."""
     var high: Array[SIMD[DType.float32, 4], TILES]
     """For rows 8 to 15."""
-    var norm: Norm[Self.type]
+    var low_moments: SIMD[DType.float32, 2]
+    """What this lane saw of row lane / 4: its sum and that of its squares."""
+    var high_moments: SIMD[DType.float32, 2]
+    """Of row lane / 4 + 8."""
 
     @always_inline
-    def __init__(out self, norm: Norm[Self.type]):
+    def __init__(out self):
         self.low = Array[SIMD[DType.float32, 4], TILES](fill=0)
         self.high = Array[SIMD[DType.float32, 4], TILES](fill=0)
-        self.norm = norm
+        self.low_moments = 0
+        self.high_moments = 0
 
     @staticmethod
     @always_inline
@@ -170,8 +194,12 @@ struct TensorCores[type: DType, normalise: Bool](PartialSums):
         if x.rows > 8:
             comptime for i in range(Self.IN_FLIGHT):
                 x_high[i] = x.load(row + 8, first + Int32(i) * distance)
-        comptime if Self.normalise:
-            self._normalise(x_low, x_high, x, first, distance)
+        comptime if Self.moments:
+            comptime for i in range(Self.IN_FLIGHT):
+                self.low_moments += _moments(x_low[i])
+            if x.rows > 8:
+                comptime for i in range(Self.IN_FLIGHT):
+                    self.high_moments += _moments(x_high[i])
         comptime for i in range(Self.IN_FLIGHT):
             if k + Int32(i) * distance < x.depth:
                 comptime for tile in range(TILES):
@@ -179,41 +207,6 @@ struct TensorCores[type: DType, normalise: Bool](PartialSums):
                     multiply_add_chunks(self.low[tile], weight[at], weight[at + 1], x_low[i])
                     if x.rows > 8:
                         multiply_add_chunks(self.high[tile], weight[at], weight[at + 1], x_high[i])
-
-    @always_inline
-    def _normalise(
-        self, mut low: Self.Rows, mut high: Self.Rows, x: Operand[Self.dtype], first: Int32, distance: Int32
-    ):
-        """Normalises this lane's chunks of two rows, whose other chunks the lanes and warps of the block hold: the mean, then the
-        mean square of distances from it, each by two shuffles and through shared memory."""
-        comptime Floats = SIMD[DType.float32, chunk[Self.type]()]
-        var gamma = Self.Rows(fill=0)
-        var beta = Self.Rows(fill=0)
-        comptime for i in range(Self.IN_FLIGHT):
-            var k = first + Int32(i) * distance
-            if k < x.depth:
-                gamma[i] = load_chunk(self.norm.gamma, Int(k))
-                beta[i] = load_chunk(self.norm.beta, Int(k))
-        var sums = SIMD[DType.float32, 2](0)
-        comptime for i in range(Self.IN_FLIGHT):
-            sums[0] += low[i].cast[DType.float32]().reduce_add()
-            sums[1] += high[i].cast[DType.float32]().reduce_add()
-        var means = _sums_of_rows(sums) * self.norm.share
-        var squares = SIMD[DType.float32, 2](0)
-        comptime for i in range(Self.IN_FLIGHT):
-            if first + Int32(i) * distance < x.depth:
-                var low_distances = low[i].cast[DType.float32]() - means[0]
-                squares[0] += (low_distances * low_distances).reduce_add()
-                var high_distances = high[i].cast[DType.float32]() - means[1]
-                squares[1] += (high_distances * high_distances).reduce_add()
-        var variances = _sums_of_rows(squares) * self.norm.share
-        var low_scale = 1 / sqrt(variances[0] + self.norm.epsilon)
-        var high_scale = 1 / sqrt(variances[1] + self.norm.epsilon)
-        comptime for i in range(Self.IN_FLIGHT):
-            var g = gamma[i].cast[DType.float32]()
-            var b = beta[i].cast[DType.float32]()
-            low[i] = ((low[i].cast[DType.float32]() - means[0]) * low_scale).fma(g, b).cast[Self.type]()
-            high[i] = ((high[i].cast[DType.float32]() - means[1]) * high_scale).fma(g, b).cast[Self.type]()
 
     @always_inline
     def write(mut self, sums: Shared[DType.float32], rows: Int32):
@@ -225,27 +218,29 @@ struct TensorCores[type: DType, normalise: Bool](PartialSums):
                 sums.unsafe_store(at, self.low[tile][i])
                 if rows > 8:
                     sums.unsafe_store(at + 8 * PITCH, self.high[tile][i])
+        comptime if Self.moments:
+            var at = column * PITCH + COLUMNS  # of row lane / 4
+            var low = _over_a_row(self.low_moments)
+            var high = _over_a_row(self.high_moments)
+            if lane_id() % 4 == 0:
+                sums.unsafe_store[alignment=8](at, low)
+                if rows > 8:
+                    sums.unsafe_store[alignment=8](at + 8 * PITCH, high)
 
 
 @always_inline
-def _sums_of_rows(own: SIMD[DType.float32, 2]) -> SIMD[DType.float32, 2]:
-    """Sums over the block: of row lane / 4 and of row lane / 4 + 8."""
+def _moments[dtype: DType, width: Int, //](x: SIMD[dtype, width]) -> SIMD[DType.float32, 2]:
+    """The sum of some numbers and that of their squares."""
+    var y = x.cast[DType.float32]()
+    return {y.reduce_add(), (y * y).reduce_add()}
+
+
+@always_inline
+def _over_a_row(own: SIMD[DType.float32, 2]) -> SIMD[DType.float32, 2]:
+    """Adds up what the four lanes saw that hold the chunks of one row."""
     var y = own
     comptime for step in range(2):
-        y += SIMD[DType.float32, 2](
-            warp.shuffle_xor(y[0], UInt32(1 << step)), warp.shuffle_xor(y[1], UInt32(1 << step))
-        )
-    comptime HALF = MAX_ROWS // 2
-    comptime WARPS = MOST_THREADS // WARP_SIZE
-    var terms = shared_memory[DType.float32, WARPS * MAX_ROWS]()
-    var row = Int(lane_id()) // 4
-    if lane_id() % 4 == 0:
-        terms.unsafe_store[alignment=8]((Int(warp_id()) * HALF + row) * 2, y)
-    barrier()
-    y = 0
-    comptime for i in range(WARPS):
-        if i * WARP_SIZE < Int(block_dim.x):
-            y += terms.unsafe_load[width=2, alignment=8]((i * HALF + row) * 2)
+        y += {warp.shuffle_xor(y[0], UInt32(1 << step)), warp.shuffle_xor(y[1], UInt32(1 << step))}
     return y
 
 
@@ -258,6 +253,7 @@ struct MultiplyAdds[type: DType](PartialSums):
     comptime LANES = WARP_SIZE // 8
     comptime OWN = COLUMNS // Self.LANES
     comptime CHUNKS = Self.OWN
+    comptime MOMENTS = False
     comptime Chunk = SIMD[Self.type, chunk[Self.type]()]
 
     comptime AT_ONCE = 4
@@ -266,7 +262,7 @@ struct MultiplyAdds[type: DType](PartialSums):
     var sums: Array[SIMD[DType.float32, Self.OWN], MAX_ROWS]
 
     @always_inline
-    def __init__(out self, norm: Norm[Self.type]):
+    def __init__(out self):
         self.sums = Array[SIMD[DType.float32, Self.OWN], MAX_ROWS](fill=0)
 
     @staticmethod

@@ -54,7 +54,7 @@ def _group_sum(x: Float32) -> Float32:
 
 @__llvm_metadata(MAX_THREADS_PER_BLOCK_METADATA=StaticTuple[Int32, 1](Int32(THREADS)))
 def layer_norm_kernel[
-    dtype: DType, held: Int, add_residual: Bool
+    dtype: DType, held: Int, add_residual: Bool, affine: Bool
 ](
     total: Data[dtype],
     output: Data[dtype],
@@ -73,6 +73,7 @@ def layer_norm_kernel[
         dtype: Of all tensors.
         held: Numbers of a row per lane; 32 of these hold a row.
         add_residual: Whether `residual` is added and `total` stored.
+        affine: Whether gamma and beta are applied; otherwise they are not read.
 
     Args:
         total: (rows, columns).
@@ -92,12 +93,13 @@ def layer_norm_kernel[
     var scales = shared_memory[dtype, LANES * held]()
     var shifts = shared_memory[dtype, LANES * held]()
     var thread = Int32(thread_idx.x)
-    comptime for i in range(ceildiv(LANES * held, THREADS * width)):
-        var at = (Int32(i * THREADS) + thread) * Int32(width)
-        if at < columns:
-            copy_chunk(gamma.unsafe_offset(Int(at)), scales.unsafe_offset(Int(at)), True)
-            copy_chunk(beta.unsafe_offset(Int(at)), shifts.unsafe_offset(Int(at)), True)
-    commit_copies()
+    comptime if affine:
+        comptime for i in range(ceildiv(LANES * held, THREADS * width)):
+            var at = (Int32(i * THREADS) + thread) * Int32(width)
+            if at < columns:
+                copy_chunk(gamma.unsafe_offset(Int(at)), scales.unsafe_offset(Int(at)), True)
+                copy_chunk(beta.unsafe_offset(Int(at)), shifts.unsafe_offset(Int(at)), True)
+        commit_copies()
     start_next()
     wait_for_previous()
 
@@ -130,20 +132,23 @@ def layer_norm_kernel[
             squares += (distance * distance).reduce_add()
     var scale = 1 / sqrt(_group_sum(squares) * share + epsilon)
 
-    wait_copies()
-    barrier()
+    comptime if affine:
+        wait_copies()
+        barrier()
     if row < rows:
         comptime for i in range(rounds):
             var at = first + Int32(i * LANES * width)
             if at < columns:
-                var g = scales.unsafe_load[width=width, alignment=16](Int(at)).cast[DType.float32]()
-                var b = shifts.unsafe_load[width=width, alignment=16](Int(at)).cast[DType.float32]()
-                var y = ((s[i] - mean) * scale).fma(g, b)
+                var y = (s[i] - mean) * scale
+                comptime if affine:
+                    var g = scales.unsafe_load[width=width, alignment=16](Int(at)).cast[DType.float32]()
+                    var b = shifts.unsafe_load[width=width, alignment=16](Int(at)).cast[DType.float32]()
+                    y = y.fma(g, b)
                 store_chunk(output, start + Int(at), y.cast[dtype]())
 
 
 def enqueue_layer_norm[
-    dtype: DType, //, add_residual: Bool
+    dtype: DType, //, add_residual: Bool, affine: Bool = True
 ](
     total: Data[dtype],
     output: Data[dtype],
@@ -160,7 +165,7 @@ def enqueue_layer_norm[
 
     @always_inline
     def launch[held: Int]() raises {imm}:
-        ctx.enqueue_function[layer_norm_kernel[dtype, held, add_residual]](
+        ctx.enqueue_function[layer_norm_kernel[dtype, held, add_residual, affine]](
             total,
             output,
             x,

@@ -48,8 +48,9 @@ def linear[
     if rows == 0:
         return
     if rows <= MAX_ROWS:
+        var no_sums = x.unsafe_bitcast[Float32]()
         multiply_few_rows[apply_gelu, add_residual, normalise=False](
-            output, x, x, x, weight, bias, residual, rows=rows, columns=columns, depth=depth, epsilon=0, ctx=ctx
+            output, x, weight, bias, no_sums, residual, rows=rows, columns=columns, depth=depth, epsilon=0, ctx=ctx
         )
     else:
         multiply[apply_gelu, add_residual](
@@ -74,10 +75,9 @@ def norm_linear[
 ](
     output: Data[dtype],
     x: Data[dtype],
-    gamma: Data[dtype],
-    beta: Data[dtype],
     weight: Data[dtype],
     bias: Data[dtype],
+    sums: Data[DType.float32],
     rows: Int,
     columns: Int,
     depth: Int,
@@ -89,10 +89,9 @@ def norm_linear[
     Args:
         output: (rows, columns).
         x: (rows, depth).
-        gamma: (depth).
-        beta: (depth).
-        weight: (columns, depth).
-        bias: (columns).
+        weight: (columns, depth), with gamma in it.
+        bias: (columns), with beta in it.
+        sums: (columns), those of the weight's rows.
         rows: M.
         columns: N.
         depth: K, a multiple of a chunk.
@@ -101,15 +100,14 @@ def norm_linear[
     """
     if rows == 0:
         return
-    if normalises[dtype](rows, depth, ctx):
+    if normalises[dtype](rows, ctx):
         comptime if dtype.is_half_float():
             multiply_few_rows[apply_gelu, add_residual=False, normalise=True](
                 output,
                 x,
-                gamma,
-                beta,
                 weight,
                 bias,
+                sums,
                 x,
                 rows=rows,
                 columns=columns,
@@ -120,6 +118,8 @@ def norm_linear[
     else:
         var buffer = ctx.enqueue_create_buffer[dtype](rows * depth)
         var normalised = buffer.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin]()
-        enqueue_layer_norm[add_residual=False](normalised, normalised, x, x, gamma, beta, rows, depth, epsilon, ctx)
+        enqueue_layer_norm[add_residual=False, affine=False](
+            normalised, normalised, x, x, x, x, rows, depth, epsilon, ctx
+        )
         linear[apply_gelu, add_residual=False](output, normalised, weight, bias, x, rows, columns, depth, ctx)
         _ = buffer^

@@ -6,7 +6,7 @@ named after the algorithm; which body runs where is decided in its file here.
     whisper_conv1d_positions    ... and positions (T_out, N)                          -> gelu(conv(x)) + p
     whisper_linear              x (..., K), weight, bias (N)                          -> f(x W^T + b) (..., N)
     whisper_linear_residual     ... and residual (..., N)                             -> f(x W^T + b) + r
-    whisper_norm_linear         x (..., K), gamma, beta (K), weight, bias (N), GPU only   -> f(norm(x) W^T + b) (..., N)
+    whisper_norm_linear         x (..., K), folded weight, bias, sums (N), GPU only   -> f(norm(x) W^T + b) (..., N)
     whisper_layer_norm          x (..., D), gamma (D), beta (D)                       -> (..., D)
     whisper_add_layer_norm      ... and residual (..., D)                             -> x + r, its layer norm
     whisper_pack_heads          rows (B, S, N)                                        -> keys, values; CPU: pairs, bytes

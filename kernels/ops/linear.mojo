@@ -58,7 +58,8 @@ struct LinearResidual:
 
 @extensibility.register("whisper_norm_linear")
 struct NormLinear:
-    """Computes y = f(norm(x) @ W^T + b) on a GPU: as `whisper_linear`, of the layer norm of x with gamma (K) and beta (K).
+    """Computes y = f(norm(x) @ W^T + b) on a GPU: as `whisper_linear`, of the layer norm of x (..., K) whose gamma and beta are in
+    weight and bias already; the sums (N) of the weight's rows -> (..., N).
     """
 
     @staticmethod
@@ -67,18 +68,16 @@ struct NormLinear:
     ](
         output: OutputTensor[dtype=dtype, rank=rank, ...],
         x: InputTensor[dtype=dtype, rank=rank, ...],
-        gamma: InputTensor[dtype=dtype, rank=1, ...],
-        beta: InputTensor[dtype=dtype, rank=1, ...],
         weight: InputTensor[dtype=dtype, rank=2, ...],
         bias: InputTensor[dtype=dtype, rank=1, ...],
+        sums: InputTensor[dtype=DType.float32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
         comptime assert target != "cpu", "a CPU normalises with whisper_layer_norm"
         var depth = x.dim_size(rank - 1)
         var columns = bias.dim_size(0)
         _check_linear(output, x, columns, depth)
-        require_size(gamma.dim_size(0), depth, "linear", "D of gamma")
-        require_size(beta.dim_size(0), depth, "linear", "D of beta")
+        require_size(sums.dim_size(0), columns, "linear", "N of the sums")
         require(
             depth <= MAX_COLUMNS, "linear", String("K of x is ", depth, ", at most ", MAX_COLUMNS, " can be normalised")
         )
@@ -86,15 +85,12 @@ struct NormLinear:
         if x.size() == 0:
             return
         require_aligned(data(x), "linear", "x")
-        require_aligned(data(gamma), "linear", "gamma")
-        require_aligned(data(beta), "linear", "beta")
         norm_linear[gelu](
             data(output),
             data(x),
-            data(gamma),
-            data(beta),
             data(weight),
             data(bias),
+            data(sums),
             x.size() // depth,
             columns,
             depth,

@@ -64,32 +64,28 @@ def linear(
 
 def norm_linear(
     x: TensorValue,
-    gamma: TensorValue,
-    beta: TensorValue,
     weight: TensorValue,
     bias: TensorValue,
+    sums: TensorValue,
     *,
     gelu: bool = False,
     epsilon: float = 1e-5,
 ) -> TensorValue:
-    """Linear layer of the layer norm of x: f(norm(x) W^T + b), in one launch on a GPU where there are few rows.
+    """Linear layer of the layer norm of x: f(norm(x) W^T + b), on a GPU, in one launch where there are few rows.
 
     Args:
         x: (..., K).
-        gamma: (K), scale of the norm.
-        beta: (K), shift of the norm.
-        weight: (N, K), packed by `packing.pack_linear`.
-        bias: (N).
+        weight: (N, K), with the norm's gamma in it: this and the next two as `packing.fold_norm` makes them.
+        bias: (N), with its beta in it.
+        sums: (N), float32, those of the weight's rows.
         gelu: Whether f is GELU (erf form) instead of the identity.
         epsilon: Added to the variance.
 
     Returns:
         (..., N), the dtype of x.
     """
-    if x.device.is_cpu():
-        return linear(layer_norm(x, gamma, beta, epsilon=epsilon), weight, bias, gelu=gelu)
     out = _like(x, [*x.shape[:-1], bias.shape[0]])
-    return _custom("whisper_norm_linear", [x, gamma, beta, weight, bias], [out], gelu=gelu, epsilon=epsilon)[0]
+    return _custom("whisper_norm_linear", [x, weight, bias, sums], [out], gelu=gelu, epsilon=epsilon)[0]
 
 
 def conv1d(

@@ -19,12 +19,12 @@ from max_whisper.checkpoint import Checkpoint
 from max_whisper.checkpoint.safetensors_file import read_safetensors
 from max_whisper.config import ModelDimensions
 from max_whisper.errors import CheckpointError
-from max_whisper.packing import cast, pack_conv1d, pack_linear, packed_shape
+from max_whisper.packing import cast, fold_norm, pack_conv1d, pack_linear, packed_shape
 
 ALIGNMENT = 64
 """Bytes: where a tensor may begin, so that no register load crosses a cache line."""
 
-LAYOUT_VERSION = 6
+LAYOUT_VERSION = 7
 """Part of the file's name; grows with every change of the layout."""
 
 
@@ -44,15 +44,15 @@ class Recipe:
     Attributes:
         shape: Its shape.
         dtype: Its element type.
-        sources: Tensors of the checkpoint, stacked along the first dimension; None stands for zeros (keys have no bias).
-        pack: Lays the stack out.
+        sources: Stacks of tensors of the checkpoint, along the first dimension; None stands for zeros (keys have no bias).
+        pack: Makes it of the stacks.
         layers: Of weights that lie one behind the other what each of them is made of, in place of `sources`.
     """
 
     shape: tuple[int, ...]
     dtype: str
-    sources: tuple[str | None, ...]
-    pack: Callable[[np.ndarray], np.ndarray]
+    sources: tuple[tuple[str | None, ...], ...]
+    pack: Callable[..., np.ndarray]
     layers: "tuple[Recipe, ...]" = ()
 
 
@@ -112,8 +112,11 @@ def recipes(dims: ModelDimensions, dtype: str, device: str = "cpu") -> dict[str,
     }
     for block in (f"encoder.blocks.{layer}" for layer in range(dims.n_audio_layer)):
         result |= _self_attention(block, audio, to) | _mlp(block, audio, to)
+    folds = device == "gpu"  # a decoder's norms are within the products there
     blocks = [
-        _self_attention(block, text, to) | _cross_attention(block, text, to) | _mlp(block, text, to)
+        _self_attention(block, text, to, folds=folds)
+        | _cross_attention(block, text, to, folds=folds)
+        | _mlp(block, text, to, folds=folds)
         for block in (f"decoder.blocks.{layer}" for layer in range(dims.n_text_layer))
     ]
     if device == "gpu":
@@ -197,16 +200,9 @@ def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:
 def _cook(name: str, recipe: Recipe, checkpoint: Checkpoint) -> np.ndarray:
     if recipe.layers:
         return np.stack([_cook(name, layer, checkpoint) for layer in recipe.layers])
-    present = [checkpoint.tensors[source] for source in recipe.sources if source]
-    parts = [checkpoint.tensors[source] if source else np.zeros_like(present[0]) for source in recipe.sources]
-    stack = np.concatenate(parts) if len(parts) > 1 else parts[0]
-    if not np.isfinite(stack).all():
-        raise CheckpointError(
-            f"{checkpoint.source}: {' + '.join(s for s in recipe.sources if s)} holds NaN or infinity; "
-            "the file is corrupt, fetch it again"
-        )
+    stacks = [_stack(names, checkpoint) for names in recipe.sources]
     with np.errstate(over="ignore"):  # looked for below
-        packed = recipe.pack(stack)
+        packed = recipe.pack(*stacks)
     if packed.dtype == np.float16 and not np.isfinite(packed).all():
         raise CheckpointError(
             f"{checkpoint.source}: {name} is too large for float16: load the model with dtype='float32'"
@@ -215,13 +211,25 @@ def _cook(name: str, recipe: Recipe, checkpoint: Checkpoint) -> np.ndarray:
     return packed
 
 
+def _stack(names: Sequence[str | None], checkpoint: Checkpoint) -> np.ndarray:
+    present = [checkpoint.tensors[name] for name in names if name]
+    parts = [checkpoint.tensors[name] if name else np.zeros_like(present[0]) for name in names]
+    stack = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    if not np.isfinite(stack).all():
+        raise CheckpointError(
+            f"{checkpoint.source}: {' + '.join(name for name in names if name)} holds NaN or infinity; "
+            "the file is corrupt, fetch it again"
+        )
+    return stack
+
+
 def _recipe(
     shape: tuple[int, ...], dtype: str, sources: Sequence[str | None], pack: Callable[..., np.ndarray], **options: str
 ) -> Recipe:
-    return Recipe(shape, dtype, tuple(sources), partial(pack, dtype=dtype, **options))
+    return Recipe(shape, dtype, (tuple(sources),), partial(pack, dtype=dtype, **options))
 
 
-def _matrix(sources: list[str], outputs: int, inputs: int, to: Format) -> Recipe:
+def _matrix(sources: Sequence[str], outputs: int, inputs: int, to: Format) -> Recipe:
     shape = packed_shape(outputs, inputs, to.matrices, to.device)
     return _recipe(shape, to.matrices, sources, pack_linear, device=to.device)
 
@@ -235,7 +243,7 @@ def _vocabulary(name: str, tokens: int, state: int, to: Format) -> dict[str, Rec
             ("screen", screen.screen_shape(tokens, state), "int8", screen.pack_screen),
         ):
             kept = partial(_of_rounded, pack=pack, dtype=to.vocabulary)
-            result[f"{name}.{part}"] = Recipe(shape, dtype, tuple(sources), kept)
+            result[f"{name}.{part}"] = Recipe(shape, dtype, (tuple(sources),), kept)
     return result
 
 
@@ -254,40 +262,88 @@ def _stacked(prefix: str, blocks: Sequence[dict[str, Recipe]]) -> dict[str, Reci
     return result
 
 
-def _self_attention(block: str, state: int, to: Format) -> dict[str, Recipe]:
+def _self_attention(block: str, state: int, to: Format, *, folds: bool = False) -> dict[str, Recipe]:
     return {
-        **_layer_norm(f"{block}.attn_ln", state, to),
-        **_fused(f"{block}.attn", "qkv", state, to),
-        **_linear(f"{block}.attn.out", state, state, to),
+        **_normed(_fused(f"{block}.attn", "qkv", state), f"{block}.attn_ln", state, to, folds=folds),
+        **_linear(Layer.of(f"{block}.attn.out", state), state, to),
     }
 
 
-def _cross_attention(block: str, state: int, to: Format) -> dict[str, Recipe]:
+def _cross_attention(block: str, state: int, to: Format, *, folds: bool) -> dict[str, Recipe]:
+    query = Layer.of(f"{block}.cross_attn.query", state)
     return {
-        **_layer_norm(f"{block}.cross_attn_ln", state, to),
-        **_linear(f"{block}.cross_attn.query", state, state, to),
-        **_fused(f"{block}.cross_attn", "kv", state, to),
-        **_linear(f"{block}.cross_attn.out", state, state, to),
+        **_normed(query, f"{block}.cross_attn_ln", state, to, folds=folds),
+        **_linear(_fused(f"{block}.cross_attn", "kv", state), state, to),
+        **_linear(Layer.of(f"{block}.cross_attn.out", state), state, to),
     }
 
 
-def _mlp(block: str, state: int, to: Format) -> dict[str, Recipe]:
+def _mlp(block: str, state: int, to: Format, *, folds: bool = False) -> dict[str, Recipe]:
     return {
-        **_layer_norm(f"{block}.mlp_ln", state, to),
-        **_linear(f"{block}.mlp.0", 4 * state, state, to),
-        **_linear(f"{block}.mlp.2", state, 4 * state, to),
+        **_normed(Layer.of(f"{block}.mlp.0", 4 * state), f"{block}.mlp_ln", state, to, folds=folds),
+        **_linear(Layer.of(f"{block}.mlp.2", state), 4 * state, to),
     }
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer of the model, made of one or more of the checkpoint's.
+
+    Attributes:
+        name: What its weights are called.
+        outputs: N.
+        weights: Those of the checkpoint, stacked.
+        biases: Likewise.
+    """
+
+    name: str
+    outputs: int
+    weights: tuple[str, ...]
+    biases: tuple[str | None, ...]
+
+    @classmethod
+    def of(cls, name: str, outputs: int) -> "Layer":
+        """One of the checkpoint's."""
+        return cls(name, outputs, (f"{name}.weight",), (f"{name}.bias",))
+
+
+def _fused(attention: str, which: str, state: int) -> Layer:
+    """Query, key and value as one linear layer: `qkv`, or `kv` for cross-attention."""
+    parts = [{"q": "query", "k": "key", "v": "value"}[letter] for letter in which]
+    biases = [None if part == "key" else f"{attention}.{part}.bias" for part in parts]
+    weights = [f"{attention}.{part}.weight" for part in parts]
+    return Layer(f"{attention}.{which}", len(parts) * state, tuple(weights), tuple(biases))
+
+
+def _linear(layer: Layer, inputs: int, to: Format) -> dict[str, Recipe]:
+    return {
+        f"{layer.name}.weight": _matrix(layer.weights, layer.outputs, inputs, to),
+        f"{layer.name}.bias": _recipe((layer.outputs,), to.vectors, layer.biases, cast),
+    }
+
+
+def _normed(layer: Layer, norm: str, inputs: int, to: Format, *, folds: bool) -> dict[str, Recipe]:
+    """A layer norm and the linear layer behind it; if it `folds`, as one, see `packing.fold_norm`."""
+    if not folds:
+        return _layer_norm(norm, inputs, to) | _linear(layer, inputs, to)
+    sources = layer.weights, layer.biases, (f"{norm}.weight",), (f"{norm}.bias",)
+    kinds = (
+        ("weight", (layer.outputs, inputs), to.matrices),
+        ("bias", (layer.outputs,), to.vectors),
+        ("sums", (layer.outputs,), "float32"),
+    )
+    return {
+        f"{layer.name}.{part}": Recipe(shape, dtype, sources, partial(_folded, part=number, dtype=to.matrices))
+        for number, (part, shape, dtype) in enumerate(kinds)
+    }
+
+
+def _folded(*stacks: np.ndarray, part: int, dtype: str) -> np.ndarray:
+    return fold_norm(*stacks, dtype=dtype)[part]
 
 
 def _layer_norm(name: str, state: int, to: Format) -> dict[str, Recipe]:
     return {f"{name}.{part}": _recipe((state,), to.vectors, [f"{name}.{part}"], cast) for part in ("weight", "bias")}
-
-
-def _linear(name: str, outputs: int, inputs: int, to: Format) -> dict[str, Recipe]:
-    return {
-        f"{name}.weight": _matrix([f"{name}.weight"], outputs, inputs, to),
-        f"{name}.bias": _recipe((outputs,), to.vectors, [f"{name}.bias"], cast),
-    }
 
 
 def _convolution(name: str, outputs: int, channels: int, to: Format) -> dict[str, Recipe]:
@@ -295,15 +351,4 @@ def _convolution(name: str, outputs: int, channels: int, to: Format) -> dict[str
     return {
         f"{name}.weight": _recipe(shape, to.convolutions, [f"{name}.weight"], pack_conv1d, device=to.device),
         f"{name}.bias": _recipe((outputs,), to.vectors, [f"{name}.bias"], cast),
-    }
-
-
-def _fused(attention: str, which: str, state: int, to: Format) -> dict[str, Recipe]:
-    """Query, key and value as one linear layer: `qkv`, or `kv` for cross-attention."""
-    parts = [{"q": "query", "k": "key", "v": "value"}[letter] for letter in which]
-    outputs = len(parts) * state
-    biases = [None if part == "key" else f"{attention}.{part}.bias" for part in parts]
-    return {
-        f"{attention}.{which}.weight": _matrix([f"{attention}.{p}.weight" for p in parts], outputs, state, to),
-        f"{attention}.{which}.bias": _recipe((outputs,), to.vectors, biases, cast),
     }

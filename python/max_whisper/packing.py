@@ -63,6 +63,29 @@ def pack_linear(weight: np.ndarray, dtype: str = "float32", device: str = "cpu")
     return np.ascontiguousarray(np.concatenate([*header, rows], axis=1))
 
 
+def fold_norm(
+    weight: np.ndarray, bias: np.ndarray, gamma: np.ndarray, beta: np.ndarray, dtype: str = "float32"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Puts what a layer norm ends with into the linear layer behind it, for a GPU (`ops.norm_linear`).
+
+    (z gamma + beta) W^T + b  =  z (W gamma)^T + (b + W beta)     for z, a row without its mean, over its deviation
+
+    Args:
+        weight: (N, K), as checkpoints store it.
+        bias: (N).
+        gamma: (K), scale of the norm.
+        beta: (K), shift of the norm.
+        dtype: As for `pack_linear`.
+
+    Returns:
+        weight (N, K) and bias (N), rounded to the dtype, and the sums (N) float32 of the weight's rows as rounded.
+    """
+    exact = np.asarray(weight, np.float64)
+    folded = cast((exact * gamma).astype(np.float32), dtype)
+    shifted = cast((bias + exact @ np.asarray(beta, np.float64)).astype(np.float32), dtype)
+    return folded, shifted, widen(folded).sum(axis=1, dtype=np.float64).astype(np.float32)
+
+
 def pack_conv1d(weight: np.ndarray, dtype: str = "float32", device: str = "cpu") -> np.ndarray:
     """Packs the weight of a convolution as the matrix whose column j * C + c holds tap j of channel c.
 
@@ -82,6 +105,11 @@ def cast(values: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "bfloat16":
         return to_bfloat16(np.ascontiguousarray(values, np.float32))
     return np.ascontiguousarray(values, dtype)
+
+
+def widen(values: np.ndarray) -> np.ndarray:
+    """Float32 numbers of those that `cast` rounded."""
+    return (values.astype(np.uint32) << 16).view(np.float32) if values.dtype == np.uint16 else values.astype(np.float32)
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:

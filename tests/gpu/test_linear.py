@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from max_whisper import ops
+from max_whisper.packing import fold_norm
 from tests.kernels import references as cpu_references
 from tests.phantom import install
 from tests.phantom.architecture import A100, CURRENT, H100
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.gpu
 for name in DTYPES:
     prepare(ops.linear, f"{name}[2] {name}[2] {name}[1]", gelu=False)
     prepare(ops.linear, f"{name}[2] {name}[2] {name}[1] {name}[2]", gelu=True)
-    prepare(ops.norm_linear, f"{name}[2] {name}[1] {name}[1] {name}[2] {name}[1]", gelu=True)
+    prepare(ops.norm_linear, f"{name}[2] {name}[2] {name}[1] f32[1]", gelu=True)
 
 # M around the border of the two bodies (16), one less and one more than a warp's and a block's tile (48, 96; 64, 128); K
 # and N whole and with tails: N odd, N not a multiple of 8, K shorter and longer than a step (64, 32).
@@ -73,10 +74,11 @@ def test_each_of_hoppers_tiles(rng, name, shape):
         assert install.installed.launches[0].grid[:2] == tiles(shape[0], shape[1], HOPPER[shape])
 
 
-# One launch up to 16 rows and what the 16 warps of a block can hold, 1024; a row of a part of one warp's k.
-NORMED = [*[(rows, 24, 136) for rows in (1, 5, 8, 9, 16, 17)], (3, 17, 8), (9, 8, 1024), (2, 16, 1032), (1, 8, 2048)]
+# One launch up to 16 rows, in which each warp has a part of its k, all, or two rounds; a row of a part of one warp's k.
+NORMED = [*[(rows, 24, 136) for rows in (1, 5, 8, 9, 16, 17)], (3, 17, 8), (9, 8, 1024), (2, 16, 2040), (1, 8, 2048)]
 
-# A normalised number between two of the dtype's may be rounded to the other one, which moves a sum by 2**-11 / sqrt(K).
+# What a launch of its own has normalised may lie between two of the dtype's numbers, and be rounded to the other one, which
+# moves a sum by 2**-11 / sqrt(K). In one launch, sums of rows whose mean is 50 times their width lose 6 of 24 bits.
 NORMED_TOLERANCE = {"f32": (5e-5, 5e-5), "f16": (2**-10, 1e-3), "bf16": (2**-7, 8e-3)}
 
 
@@ -84,8 +86,8 @@ def normed(rng: np.random.Generator, name: str, rows: int, columns: int, depth: 
     """Rows far from mean 0, each of its own width."""
     x = rng.standard_normal((rows, depth)) * 2.0 ** rng.integers(-3, 4, (rows, 1)) + 2 * rng.standard_normal((rows, 1))
     gamma, beta = 1 + rng.standard_normal(depth) / 4, rng.standard_normal(depth) / 4
-    _, weight, bias = arguments(rng, name, 1, columns, depth)
-    return [*(round_to(name, array) for array in (x, gamma, beta)), weight, bias]
+    _, weight, bias = map(widen, arguments(rng, name, 1, columns, depth))
+    return [round_to(name, x), *fold_norm(weight, bias, gamma, beta, DTYPES[name])]
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -93,8 +95,10 @@ def normed(rng: np.random.Generator, name: str, rows: int, columns: int, depth: 
 def test_of_normalised_rows(rng, name, shape):
     arrays = normed(rng, name, *shape)
     (result,) = execute(ops.norm_linear, arrays, gelu=True)
-    x, gamma, beta, weight, bias = map(widen, arrays)
-    rows = widen(round_to(name, cpu_references.layer_norm(x, gamma, beta)))
+    x, weight, bias, _ = map(widen, arrays)
+    rows = cpu_references.layer_norm(x, np.ones(x.shape[1]), np.zeros(x.shape[1]))
+    if name == "f32" or len(x) > 16:  # a launch of its own, which rounds
+        rows = widen(round_to(name, rows))
     rtol, atol = NORMED_TOLERANCE[name]
     np.testing.assert_allclose(widen(result), references.linear(rows, weight, bias, gelu=True), rtol=rtol, atol=atol)
 
@@ -103,7 +107,8 @@ def test_of_normalised_rows(rng, name, shape):
 @pytest.mark.parametrize("rows", [1, 16])
 def test_few_rows_are_normalised_in_the_same_launch(rng, name, rows):
     launch = counted(ops.norm_linear, normed(rng, name, rows, 48, 384), gelu=True)
-    assert launch.moved <= 1.01 * 2 * (48 * 384 + 3 * (rows + 2) * 384 + 48 + rows * 48)
+    sums = (rows + 1) // 2 * 2 * 48  # 4 bytes each, for every warp, which finishes two rows
+    assert launch.moved <= 1.01 * 2 * (48 * 384 + 3 * rows * 384 + 48 + sums + rows * 48)
     assert launch.bank_conflicts == 0
 
 
