@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from max_whisper import features as features_module
 from max_whisper import recording as recording_module
 from max_whisper.errors import AudioError
 from max_whisper.features import Features
@@ -89,13 +90,13 @@ class Ears:
         return np.maximum(values, values.max(initial=-1.5) - np.float32(2))[None]
 
 
-@pytest.mark.parametrize("remembered", [0, 2])
 @pytest.mark.parametrize("n_samples", [1, 159, 160, 201, 319, 480_000, 480_001, 479_999, 1_234_567])
-def test_windows_are_cut_from_the_features_of_the_whole(n_samples: int, remembered: int) -> None:
+def test_windows_are_cut_from_the_features_of_the_whole(monkeypatch: pytest.MonkeyPatch, n_samples: int) -> None:
+    monkeypatch.setattr(features_module, "PAGE", 1234)
     loudness = np.repeat(10 ** RANDOM.uniform(-6, 0, n_samples // 8000 + 1), 8000)[:n_samples]
     samples = (RANDOM.normal(size=n_samples) * loudness * 0.2).astype(np.float32)
     whole = Ears().log_mel_spectrogram(samples, 480_000)
-    features = Features(Ears(), ArrayRecording(samples), remembered=remembered)
+    features = Features(Ears(), ArrayRecording(samples))
     assert features.frames == n_samples // 160
     np.testing.assert_array_equal(features.stretch(0, 3000), whole[:, :3000])
     firsts = {0, 1, 2, 3, 7, features.frames - 1, features.frames // 2, features.frames - 3000}
@@ -107,17 +108,27 @@ def test_windows_are_cut_from_the_features_of_the_whole(n_samples: int, remember
         assert not window[:, frames:].any()
 
 
-def test_the_latest_stretches_are_remembered() -> None:
-    """The beginning of one that was asked for is not computed again; what is longer or long ago is."""
+def test_silence_behind_the_recording() -> None:
+    features = Features(Ears(), ArrayRecording(np.ones(16_000, np.float32)))
+    stretch = features.stretch(90, 3000)
+    assert (stretch[:, 12:] == features.silence).all()
+    np.testing.assert_array_equal(features.stretch(102, 50), np.full((1, 50), features.silence))
+
+
+@pytest.mark.parametrize(("windows", "kept"), [(1, 2), (4, 2), (5, 3), (8, 3)])
+def test_the_latest_pages_are_kept(monkeypatch: pytest.MonkeyPatch, windows: int, kept: int) -> None:
+    """As many as so many neighbouring windows may touch; each is computed once more when one goes through the recording."""
+    monkeypatch.setattr(features_module, "N_FRAMES", 20)
+    monkeypatch.setattr(features_module, "PAGE", 80)
     ears, asked = Ears(), []
     compute = ears.log_mel_spectrogram
     ears.log_mel_spectrogram = lambda audio, padding=0: asked.append(len(audio)) or compute(audio, padding)
-    features = Features(ears, ArrayRecording(RANDOM.normal(size=160_000).astype(np.float32) * 0.1), remembered=2)
-    for first, frames, computed in [(10, 50, 1), (10, 50, 0), (10, 20, 0), (20, 30, 1), (10, 60, 1), (30, 5, 1)]:
-        asked.clear()
-        stretch = features.stretch(first, frames)
-        assert len(asked) == computed
-        np.testing.assert_array_equal(stretch, features.stretch(first, frames))
+    recording = ArrayRecording(RANDOM.normal(size=160 * 80 * 6).astype(np.float32) * 0.1)
+    features = Features(ears, recording, windows=windows)
+    assert len(asked) == 7  # one frame behind the end hears the recording
     asked.clear()
-    features.stretch(20, 30)  # 10 and 30 were asked for since
-    assert len(asked) == 1
+    features.stretch((7 - kept) * 80, kept * 80)
+    assert not asked
+    for begin in range(0, 480, 7):
+        features.stretch(begin, 20)
+    assert len(asked) == 7

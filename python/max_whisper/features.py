@@ -1,10 +1,14 @@
 """Log-mel features of a recording, window by window, each as if the whole had been computed at once.
 
-A frame of 10 ms hears 25 ms of samples, so a window is computed with two more frames at either end, which are dropped:
-what is kept has seen no end that is not one of the recording. Whisper clamps its features 8 decades below the highest
-value of the whole recording. The kernel clamps below the highest of what it is given, which is no higher: so one pass
-over the recording finds the highest, and every window is clamped once more when it is made. Computing a window takes
-a millisecond; keeping those of an hour would take 115 MB, so only as many are kept as are about to be looked at again.
+    frames    0          12000         24000      audible
+              | page 0     | page 1      | page 2  |  silence ...
+                  |--- window ---|                              30 s from anywhere
+
+Pages of two minutes are computed, and the last few are kept: windows overlap, and batches look for pauses first. Keeping
+those of an hour would take 115 MB. A frame of 10 ms hears 25 ms of samples, so a page is computed with two more frames at
+either end, which are dropped: what is kept has seen no end that is not one of the recording. Whisper clamps its features 8
+decades below the highest value of the whole recording. The kernel clamps below the highest of what it is given, which is no
+higher: so one pass over the recording finds the highest, and every window is clamped once more when it is made.
 """
 
 from typing import Protocol
@@ -19,6 +23,9 @@ RANGE = np.float32(2.0)
 
 SILENCE = np.float32(-1.5)
 """The feature of no sound at all."""
+
+PAGE = 4 * N_FRAMES
+"""Frames that are computed at once: 3.8 MB of 80 features."""
 
 MARGIN = 2
 """Frames dropped at either end of what is computed: more than a frame reaches beyond its own 10 ms."""
@@ -37,27 +44,27 @@ class Features:
 
     Args:
         model: Computes them.
-        recording: The recording; read once now, and again for every window.
-        remembered: Stretches that are kept for the case that they, or their beginnings, are asked for again.
+        recording: The recording; read once now, and again where pages are no longer kept.
+        windows: How many neighbouring windows are looked at by turns.
 
     Attributes:
         frames: Whole frames of 10 ms that the recording fills.
     """
 
-    def __init__(self, model: Featurizer, recording: Recording, *, remembered: int = 0) -> None:
+    def __init__(self, model: Featurizer, recording: Recording, *, windows: int = 1) -> None:
         self._model, self._recording = model, recording
-        self._remembered: dict[int, np.ndarray] = {}
-        self._most_remembered = remembered
+        self._pages: dict[int, np.ndarray] = {}
+        self._most_pages = 1 + -(-windows * N_FRAMES // PAGE)  # the windows may begin anywhere
         self.frames = recording.n_samples // HOP_LENGTH
-        self._lowest = SILENCE - RANGE
-        audible = -(-(recording.n_samples + N_FFT // 2) // HOP_LENGTH)
+        self._audible = -(-(recording.n_samples + N_FFT // 2) // HOP_LENGTH)
+        self._n_mels = len(self._page(0))
         highest = SILENCE
-        for first in range(0, audible, N_FRAMES):
-            highest = max(highest, self.stretch(first, min(N_FRAMES, audible - first)).max())
+        for number in range(-(-self._audible // PAGE)):
+            highest = max(highest, self._page(number).max())
         self._lowest = highest - RANGE
 
     def stretch(self, first: int, frames: int) -> np.ndarray:
-        """Computes some frames.
+        """Gives some frames.
 
         Args:
             first: The first frame.
@@ -66,11 +73,25 @@ class Features:
         Returns:
             (n_mels, frames) float32.
         """
-        mel = self._remembered.get(first)
-        if mel is None or mel.shape[1] < frames:
-            mel = self._compute(first, frames)
-            self._remember(first, mel)
-        return np.maximum(mel[:, :frames], self._lowest)
+        stretch = np.full((self._n_mels, frames), self.silence, np.float32)
+        at, end = first, min(first + frames, self._audible)
+        while at < end:
+            number = at // PAGE
+            part = self._page(number)[:, at - number * PAGE : end - number * PAGE]
+            np.maximum(part, self._lowest, out=stretch[:, at - first : at - first + part.shape[1]])
+            at += part.shape[1]
+        return stretch
+
+    def _page(self, number: int) -> np.ndarray:
+        """A page, up to the last frame that hears the recording."""
+        page = self._pages.pop(number, None)
+        if page is None:
+            first = number * PAGE
+            page = self._compute(first, min(PAGE, self._audible - first))
+        self._pages[number] = page
+        if len(self._pages) > self._most_pages:
+            del self._pages[next(iter(self._pages))]  # the one asked for longest ago
+        return page
 
     def _compute(self, first: int, frames: int) -> np.ndarray:
         begin = max(0, first - MARGIN)
@@ -78,12 +99,6 @@ class Features:
         samples = self._recording.read(begin * HOP_LENGTH, (begin + wanted) * HOP_LENGTH)
         mel = self._model.log_mel_spectrogram(samples, wanted * HOP_LENGTH - len(samples))
         return mel[:, first - begin : first - begin + frames]
-
-    def _remember(self, first: int, mel: np.ndarray) -> None:
-        self._remembered.pop(first, None)
-        self._remembered[first] = mel
-        while len(self._remembered) > self._most_remembered:
-            del self._remembered[next(iter(self._remembered))]  # the oldest
 
     @property
     def silence(self) -> float:

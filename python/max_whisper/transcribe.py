@@ -104,7 +104,7 @@ def transcribe(
     recording = open_recording(audio)
     try:
         # In batches, windows are looked at for pauses, as many as a batch takes, before they are encoded.
-        features = Features(model, recording, remembered=batch_size or 0)
+        features = Features(model, recording, windows=batch_size or 1)
         language = task.language
         if language is None:
             language = _detect_language(model, features)
