@@ -46,6 +46,9 @@ comptime WARP = 32
 comptime IN_FLIGHT = 4
 """Keys per group whose loads are issued together."""
 
+comptime PARTS_AT_ONCE = 6
+"""Blocks of a head whose findings are loaded together: 1500 keys have so many."""
+
 
 @fieldwise_init
 struct Softmax[width: Int](TrivialRegisterPassable):
@@ -286,10 +289,27 @@ def combine_kernel[
     var keys = count_stored(matrix // heads, capacity, added, past, stored) + added
     if keys <= split:
         return
-    var weights = parts.unsafe_offset(Int(Int32(grid_dim.x) * splits) * HEAD)
-    var all = Softmax[1](LOWEST, 0, 0)
-    for i in range(ceildiv(keys, split)):
-        var place = Int(matrix * splits + i)
-        var weight = weights.unsafe_load[width=2, alignment=8](place * 2)
-        all.merge(Softmax[1](weight[0], weight[1], parts[unsafe_offset=place * HEAD + Int(thread)]))
+    var all = _weigh(parts, matrix, Int32(grid_dim.x), splits, ceildiv(keys, split), thread)
     output[unsafe_offset=matrix * Int32(HEAD) + thread] = (all.sums / all.total).cast[dtype]()
+
+
+@always_inline
+def _weigh(
+    parts: Data[DType.float32], matrix: Int32, matrices: Int32, splits: Int32, count: Int32, column: Int32
+) -> Softmax[1]:
+    """Weighs what the first `count` of a head's blocks found for one column; the loads of several are started at once.
+    """
+    var weights = parts.unsafe_offset(Int(matrices * splits) * HEAD)
+    var first = Int(matrix * splits)
+    var all = Softmax[1](LOWEST, 0, 0)
+    for some in range(Int32(0), count, Int32(PARTS_AT_ONCE)):
+        var sums = Array[Float32, PARTS_AT_ONCE](fill=0)
+        var seen = Array[SIMD[DType.float32, 2], PARTS_AT_ONCE](fill={LOWEST, 0})
+        comptime for i in range(PARTS_AT_ONCE):
+            if some + Int32(i) < count:
+                var place = first + Int(some) + i
+                seen[i] = weights.unsafe_load[width=2, alignment=8](place * 2)
+                sums[i] = parts[unsafe_offset=place * HEAD + Int(column)]
+        comptime for i in range(PARTS_AT_ONCE):
+            all.merge(Softmax[1](seen[i][0], seen[i][1], sums[i]))
+    return all
