@@ -17,12 +17,13 @@ from math import ceil
 from bench.gpu import work
 from bench.gpu.peaks import INTAKE, ISSUE, MMA, Gpu
 from bench.gpu.work import HEAD, Launch
+from max_whisper.replay import STEPS
 
 LAUNCH = 1.5e-6
 """Seconds of a launch that does nothing, in a captured graph on an H200."""
 
-STEP = 95e-6
-"""Seconds around a step, measured on an H200's host: copies of arguments and results, and Python."""
+RUN = 95e-6
+"""Seconds around a run of steps, measured on an H200's host: copies of arguments and results, and Python."""
 
 SPEECH, TOKENS, WINDOW = 161.5, 544, 30.0
 """The original project's recording, seconds; tokens in it, timestamps included, at the rate of tests/golden's long.flac
@@ -109,8 +110,7 @@ def decoder(batch: int, width: int, layers: int, past: int, length: int = 1) -> 
         launches += work.linear(rows, width, width, residual=True)
         launches += work.linear(rows, 4 * width, width, norm=True)
         launches += work.linear(rows, width, 4 * width, residual=True)
-    unasked = Launch("no-speech, not asked for", ceil(VOCABULARY / 256), 0, 0)
-    return launches + work.layer_norm(rows, width) + [unasked, unasked] + work.greedy(batch, width, VOCABULARY)
+    return launches + work.layer_norm(rows, width) + work.greedy(batch, width, VOCABULARY)
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class Transcription:
 
     Attributes:
         encoder: Seconds in all windows' log-mel, encoder, and keys and values.
-        decoder: Seconds in all steps.
-        host: Seconds around the steps.
+        decoder: Seconds in all steps, those included that the last run of a window makes in vain.
+        host: Seconds around the runs of steps.
         launches: Of kernels.
     """
 
@@ -145,13 +145,14 @@ def transcribe(gpu: Gpu, size: str, batch: int, instructions: Mapping[str, float
     width, layers = SIZES[size]
     windows = ceil(SPEECH / WINDOW)
     rounds, together = ceil(windows / batch), min(batch, windows)
-    steps = round(TOKENS / windows)
-    prompt = steps + 4 if batch == 1 else 3
+    tokens = round(TOKENS / windows)
+    runs = ceil(tokens / STEPS)
+    prompt = tokens + 4 if batch == 1 else 3
     heard = encoder(together, width, layers)
-    said = decoder(together, width, layers, 0, prompt)
-    for step in range(steps):
+    said = decoder(together, width, layers, 0, prompt) + work.greedy(together, width, VOCABULARY)  # whether one speaks
+    for step in range(runs * STEPS):
         said += decoder(together, width, layers, prompt + step)
     encoding, decoding = (
         rounds * sum(estimate(launch, gpu, instructions).seconds for launch in part) for part in (heard, said)
     )
-    return Transcription(encoding, decoding, rounds * (steps + 1) * STEP, rounds * (len(heard) + len(said)))
+    return Transcription(encoding, decoding, rounds * (runs + 1) * RUN, rounds * (len(heard) + len(said)))

@@ -140,7 +140,8 @@ def _factors(instructions: dict[str, float]) -> str:
                 ]
             )
     return table(
-        "GPU | windows | encoder, ms | decoder, ms | around the steps, ms | launches | seconds | times real time", rows
+        "GPU | windows | encoder, ms | decoder, ms | around runs of steps, ms | launches | seconds | times real time",
+        rows,
     )
 
 
@@ -252,8 +253,9 @@ Microseconds for tiny.en, launches included (and what the longest launch of a ki
 ## Predicted real-time factor
 
 For the recording of the project that this one began as: {model.SPEECH} s, for which it claimed 0.297 s on an RTX 4090 (543
-times real time; with random weights). tiny.en, float16 or bfloat16, {model.TOKENS} tokens, {1e6 * model.STEP:.0f} us around
-every decoding step. Reading the file, copying it to the GPU and starting the process are not in it. Modelled, not measured:
+times real time; with random weights). tiny.en, float16 or bfloat16, {model.TOKENS} tokens, {1e6 * model.RUN:.0f} us around
+every run of {model.STEPS} decoding steps. Reading the file, copying it to the GPU and starting the process are not in it.
+Modelled, not measured:
 
 {_factors(instructions)}
 """

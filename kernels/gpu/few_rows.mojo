@@ -28,7 +28,8 @@ blocks is given x: 1.06 times the least with one row, 1.3 with 5, 1.9 with 16. T
 and are nearly free; wider blocks are not. On an H200 (float16, 12 launches in a CUDA graph; us a launch):
 
     rows, K -> N             1, 384 -> 384   1, 384 -> 1152   1, 384 -> 1536 + GELU   1, 1536 -> 384 + r   5, 1536 -> 384 + r   8
-    here, of normalised rows 2.4             2.6              2.6
+    here, of normalised rows 1.7             1.9              2.0
+    ... normalised before    2.4             2.6              2.6
     here                     1.4                                                      1.7                  1.7                  1.8
     not overlapping          2.0             2.1              2.2                     2.5                  2.6                  2.7
     ... 32 columns a block   2.1             2.2              2.3                     3.4                  3.5                  3.6
