@@ -79,8 +79,9 @@ def follow(rule: Sequence[int], said: Sequence[int], dims: Any) -> tuple[int, in
 
 
 class StepByStep:
-    """Runs of up to three steps, for decoders that know `forward`."""
+    """Runs of up to three steps, for decoders that know `forward`; they end when a row does, as on a CPU, or go on."""
 
+    goes_on = False
     dims: ModelDimensions
     forward: Callable[..., Picks]
 
@@ -94,6 +95,8 @@ class StepByStep:
         while len(made) < min(limit, 3) and not (made and (made[-1][0] == dims.end_of_text)[~ended].any()):
             picks = self.forward(tokens, rules)
             made.append((np.where(ended, dims.end_of_text, picks.tokens), picks.log_probs))
+            if self.goes_on:
+                ended |= made[-1][0] == dims.end_of_text
             tokens = made[-1][0][:, None].astype(np.int32)
             latest = np.where(tokens >= dims.timestamp_begin, tokens, said[:, 2:])
             said = np.concatenate([said[:, 1:2], tokens, latest], axis=1)

@@ -13,7 +13,7 @@ from max_whisper.features import Features
 from max_whisper.pauses import find_cut, quietest
 from max_whisper.recording import ArrayRecording
 from max_whisper.transcribe import transcribe
-from tests.fake_model import FakeModel, Script, counting, dimensions, tokenizer_of
+from tests.fake_model import FakeModel, Script, StepByStep, counting, dimensions, tokenizer_of
 
 ZERO = tokenizer_of("tiny.en").timestamp_begin
 A, B, C = [tokenizer_of("tiny.en").encode(word) for word in (" one", " two three", " four")]
@@ -45,8 +45,13 @@ SAID = {
 TEXTS = [" one", 5 * " two three", " four", " one", " two three", 9 * " four", " two three", " four", " four"]
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 5, 16])
-def test_any_batch_size_gives_the_same_segments_in_order(batch_size: int) -> None:
+def test_any_batch_size_gives_the_same_segments_in_order(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, goes_on: bool
+) -> None:
+    expected = transcribe(fake(SAID), counting(106), batch_size=1)
+    monkeypatch.setattr(StepByStep, "goes_on", goes_on)
     seen, progress = [], []
     result = transcribe(
         fake(SAID),
@@ -66,7 +71,7 @@ def test_any_batch_size_gives_the_same_segments_in_order(batch_size: int) -> Non
     assert result["segments"] == seen
     assert progress == [(2500, 10600), (5000, 10600), (7500, 10600), (10000, 10600), (10600, 10600)]
     assert result["text"] == "".join(TEXTS)
-    assert result == transcribe(fake(SAID), counting(106), batch_size=1)
+    assert result == expected
 
 
 def test_windows_are_decoded_together_and_rows_that_have_ended_leave() -> None:

@@ -48,8 +48,8 @@ class Decoder(Protocol):
         """Appends a token, int32 (B, 1), and picks up to `limit` more, each of which is appended in its turn.
 
         The first pick is under the rules given, int32 (B, 4); those of later ones follow from what was said, int32
-        (B, 3), see `rules.TokenRules.said`. Rows whose token is the end of text have ended. The run ends when another
-        row does.
+        (B, 3), see `rules.TokenRules.said`. Rows whose token is the end of text have ended, and end again. The run may
+        end as soon as another row does.
 
         Returns:
             At least one token for each row, int32 (B, n), and their log probabilities, float32.
