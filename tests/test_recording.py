@@ -115,7 +115,7 @@ def test_silence_behind_the_recording() -> None:
     np.testing.assert_array_equal(features.stretch(102, 50), np.full((1, 50), features.silence))
 
 
-@pytest.mark.parametrize(("windows", "kept"), [(1, 2), (4, 2), (5, 3), (8, 3)])
+@pytest.mark.parametrize(("windows", "kept"), [(1, 3), (4, 3), (5, 4), (8, 4)])
 def test_the_latest_pages_are_kept(monkeypatch: pytest.MonkeyPatch, windows: int, kept: int) -> None:
     """As many as so many neighbouring windows may touch; each is computed once more when one goes through the recording."""
     monkeypatch.setattr(features_module, "N_FRAMES", 20)

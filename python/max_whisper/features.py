@@ -1,10 +1,10 @@
 """Log-mel features of a recording, window by window, each as if the whole had been computed at once.
 
-    frames    0          12000         24000      audible
+    frames    0           6000         12000      audible
               | page 0     | page 1      | page 2  |  silence ...
                   |--- window ---|                              30 s from anywhere
 
-Pages of two minutes are computed, and the last few are kept: windows overlap, and batches look for pauses first. Keeping
+Pages of a minute are computed, and the last few are kept: windows overlap, and batches look for pauses first. Keeping
 those of an hour would take 115 MB. A frame of 10 ms hears 25 ms of samples, so a page is computed with two more frames at
 either end, which are dropped: what is kept has seen no end that is not one of the recording. Whisper clamps its features 8
 decades below the highest value of the whole recording. The kernel clamps below the highest of what it is given, which is no
@@ -24,8 +24,8 @@ RANGE = np.float32(2.0)
 SILENCE = np.float32(-1.5)
 """The feature of no sound at all."""
 
-PAGE = 4 * N_FRAMES
-"""Frames that are computed at once: 3.8 MB of 80 features."""
+PAGE = 2 * N_FRAMES
+"""Frames that are computed at once: 1.9 MB of 80 features, of 5.8 MB of samples."""
 
 MARGIN = 2
 """Frames dropped at either end of what is computed: more than a frame reaches beyond its own 10 ms."""
@@ -54,7 +54,8 @@ class Features:
     def __init__(self, model: Featurizer, recording: Recording, *, windows: int = 1) -> None:
         self._model, self._recording = model, recording
         self._pages: dict[int, np.ndarray] = {}
-        self._most_pages = 1 + -(-windows * N_FRAMES // PAGE)  # the windows may begin anywhere
+        # The windows may begin anywhere; one page more, and three minutes are computed once.
+        self._most_pages = 2 + -(-windows * N_FRAMES // PAGE)
         self.frames = recording.n_samples // HOP_LENGTH
         self._audible = -(-(recording.n_samples + N_FFT // 2) // HOP_LENGTH)
         self._n_mels = len(self._page(0))
