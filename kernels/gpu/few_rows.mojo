@@ -38,9 +38,10 @@ and are nearly free; wider blocks are not. On an H200 (float16, 12 launches in a
 The last, taken from tiny.en's step, had 32 to 80 columns a block and 4 warps to share k, as reading little asks for. With many
 more blocks than multiprocessors 32 columns gain: 1280 -> 3840 takes 5.5 us so, 6.7 here; 5120 -> 1280 12.6, 8.0 here.
 
-tiny.en's whole step, norms within the products and launches overlapping, takes 100 us with one window, 108 with five: 193 and 227 before.
+tiny.en's whole step takes 86 us with one window, 108 with eight; with norms in front of the products, by the
+same launches, 99 and 117; in launches of their own, none of which overlaps another, 193 with one.
 
-Occupancy: at most 128 registers a thread and 22 KB of shared memory: one block of 16 warps a multiprocessor or more; few multiprocessors
+Occupancy: at most 128 registers a thread and 20 KB of shared memory: one block of 16 warps a multiprocessor or more; few multiprocessors
 have a second one in any of Whisper's sizes.
 """
 

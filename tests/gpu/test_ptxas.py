@@ -40,7 +40,7 @@ class Limits(NamedTuple):
 # all), registers may be as many as fit.
 LIMITS = {
     "linear, few rows": {"f32": Limits((128, 128, 128), 20480), "f16": Limits((128, 128, 128), 20480)},
-    "linear, normalised rows": {"f16": Limits((128, 128, 128), 22528)},
+    "linear, normalised rows": {"f16": Limits((128, 128, 128), 20480)},
     "linear, few tiles": {"f32": Limits((168, 255, 168), 49152), "f16": Limits((128, 128, 128), 122880)},
     "linear, many tiles": {"f32": Limits((168, 255, 168), 49152), "f16": Limits((128, 128, 128), 49152)},
     "convolution": {"f32": Limits((168, 255, 168), 49152), "f16": Limits((128, 128, 128), 122880)},
