@@ -255,8 +255,8 @@ Microseconds for tiny.en, launches included (and what the longest launch of a ki
 For the recording of the project that this one began as: {model.SPEECH} s, for which it claimed 0.297 s on an RTX 4090 (543
 times real time; with random weights). tiny.en, float16 or bfloat16, {model.TOKENS} tokens, {1e6 * model.RUN:.0f} us around
 every run of {model.STEPS} decoding steps. Reading the file, copying it to the GPU and starting the process are not in it,
-nor is what the CPU does for every window: [on an H200](gpu_measured.md#recordings) a recording takes 1.4 times as long
-as here one window after the other, and 3.3 times eight at a time. Modelled, not measured:
+nor is what the CPU does for every window: [what an H200 takes](gpu_measured.md#recordings) is more.
+Modelled, not measured:
 
 {_factors(instructions)}
 """

@@ -23,9 +23,9 @@ of an earlier launch is needed (`overlap.mojo`); one for x and r; one at the bar
 
 What a warp adds up, and with which instructions, stands in `partial_sums.mojo`.
 
-Cost: 2*M*N*K operations (M rounded up to 8 on tensor cores); (N*K + M * K * N/16 + N + M*N [+ M*N]) elements [and N floats]: each of N/16
-blocks is given x: 1.06 times the least with one row, 1.3 with 5, 1.9 with 16. The rereads come from the level-2 cache
-and are nearly free; wider blocks are not. On an H200 (float16, 12 launches in a CUDA graph; us a launch):
+Cost: 2*M*N*K operations (M rounded up to 8 on tensor cores); (N*K + M * K * N/16 + N + M*N [+ M*N]) elements [and N floats]:
+each of N/16 blocks is given x: 1.06 times the least with one row, 1.3 with 5, 1.9 with 16. The rereads come from the level-2
+cache and are nearly free; wider blocks are not. On an H200 (float16, 12 launches in a CUDA graph; us a launch):
 
     rows, K -> N             1, 384 -> 384   1, 384 -> 1152   1, 384 -> 1536 + GELU   1, 1536 -> 384 + r   5, 1536 -> 384 + r   8
     here, of normalised rows 1.7             1.9              2.0

@@ -55,6 +55,8 @@ class GPUDecoder:
         if tokens.shape[1] == 1 and last is None and no_speech_at is None:
             picked, log_probs = self.run(tokens, rules, np.full((self._batch, 3), -1, np.int32), 1)
             return Picks(picked[:, 0], log_probs[:, 0], None)
+        if no_speech_at is not None:
+            _require_between("no_speech_at", no_speech_at, -1, tokens.shape[1] - 1)
         picked, log_probs, states = self._first(tokens, rules, last)
         _require_picks(log_probs)
         silence = None if no_speech_at is None else self._read(states, no_speech_at, "silence")
@@ -111,7 +113,6 @@ class GPUDecoder:
 
     def _read(self, states: Buffer, at: np.ndarray, graph: str) -> np.ndarray:
         """What a graph says of the states at one position of each row."""
-        _require_between("position", at, 0, int(states.shape[1]) - 1)
         position = runtime.put(np.ascontiguousarray(at, np.int32), states.device)
         return runtime.execute(self._graphs[graph], states, position)[0].to_numpy()
 

@@ -171,6 +171,19 @@ def test_a_run_of_steps(model, heard):
             decoder.run(*states[-1], 99)
 
 
+@pytest.mark.gpu
+@pytest.mark.captures
+def test_senseless_positions_are_refused_before_a_step_is_made(model, heard):
+    rules = np.tile(np.array([0, 0, 0, model.dims.n_vocab], np.int32), (2, 1))
+    decoder = model.new_decoder(heard[1])
+    for name, wrong, lowest in (("no_speech_at", [0, 3], -1), ("no_speech_at", [-2, 0], -1), ("last", [3, 0], 0)):
+        found = next(value for value in wrong if not lowest <= value <= 2)
+        with pytest.raises(ValueError, match=f"decoder: {name} has {found}, expected {lowest} to 2"):
+            decoder.forward(PROMPT, rules, **{name: np.array(wrong, np.int32)})
+    expected = model.new_decoder(heard[1]).forward(PROMPT, rules).tokens
+    np.testing.assert_array_equal(decoder.forward(PROMPT, rules).tokens, expected)
+
+
 @pytest.mark.nightly
 def test_tiny_model_in_float32(tmp_path, expected):
     compare(run(tmp_path, "gpu", "float32"), expected, "float32")
