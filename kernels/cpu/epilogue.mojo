@@ -30,12 +30,13 @@ def finish[
         stride: Elements from one row of the sums to the next.
         epilogue: Receives every sum once.
     """
-    if end - begin == 2 * PANEL:  # a tile of the tile unit or of AVX-512
-        for i in range(rows):
-            var line = sums.unsafe_offset(i * stride)
-            comptime for column in range(0, 2 * PANEL, WIDTH):
-                epilogue.store(row + i, begin + column, line.unsafe_load[width=WIDTH](column))
-        return
+    comptime for panels in range(1, 3):  # what tiles have: a panel at a time, several registers of it side by side
+        if end - begin == panels * PANEL:
+            for i in range(rows):
+                var line = sums.unsafe_offset(i * stride)
+                comptime for column in range(0, panels * PANEL, PANEL):
+                    epilogue.store[PANEL](row + i, begin + column, line.unsafe_load[width=PANEL](column))
+            return
     var whole = begin + (end - begin) // WIDTH * WIDTH
     for i in range(rows):
         var line = sums.unsafe_offset(i * stride)

@@ -23,7 +23,7 @@ from ..data import Data
 from .epilogue import Epilogue, finish
 from .operand import BYTE_OFFSET, dot, lanes, pack_strip
 from .prefetch import ask_for
-from .tile import MOST_PANELS, PANEL, ROWS, VECTORS, WIDTH, group, panel_rows, panel_scales, scale_rows
+from .tile import MOST_PANELS, PANEL, ROWS, UNROLLED, VECTORS, WIDTH, group, panel_rows, panel_scales, scale_rows
 from .tile import tile_panels
 
 comptime BLOCK_BYTES = 192 * 1024
@@ -47,9 +47,28 @@ def _settled(x: SIMD[DType.int32, WIDTH]) -> SIMD[DType.int32, WIDTH]:
         return x
 
 
+@always_inline
+def _halves[part: Int](word: SIMD[DType.int32, WIDTH]) -> SIMD[DType.int32, WIDTH]:
+    """Two of the four bytes of each word as int16: a and c, or b and d."""
+    var bytes = bitcast[DType.int16, 2 * WIDTH](word)
+    return bitcast[DType.int32, WIDTH](bytes << 8 >> 8 if part == 0 else bytes >> 8)
+
+
+def _widen_panel(panel: Data[DType.int32], count: Int, output: Data[DType.int32]):
+    """Writes a panel of int8 as one of int16: two rows for each of its `count`.
+
+    Worth it when many tiles read the panel.
+    """
+    for k in range(count):
+        comptime for v in range(VECTORS):
+            var word = panel.unsafe_load[width=WIDTH](k * PANEL + v * WIDTH)
+            comptime for part in range(2):
+                output.unsafe_store((2 * k + part) * PANEL + v * WIDTH, _halves[part](word))
+
+
 @no_inline
 def _dot_tile[
-    operand: DType, accumulate: Bool, rows: Int, panels: Int
+    operand: DType, accumulate: Bool, widened: Bool, rows: Int, panels: Int
 ](
     a: Data[DType.int32],
     a_stride: Int,
@@ -64,6 +83,7 @@ def _dot_tile[
     Parameters:
         operand: Type of a's values.
         accumulate: Whether to add to the sums that are there.
+        widened: Whether b holds int16, not int8; for int16 only.
         rows: Rows of the strip.
         panels: Panels.
 
@@ -77,13 +97,15 @@ def _dot_tile[
         sums_stride: Elements from one row of the sums to the next.
     """
     comptime columns = panels * VECTORS
-    comptime parts = 2 if operand == DType.int16 else 1  # operands in 4 bytes of b: 4 of int8 are 2 times 2 of int16
+    comptime parts = 2 if operand == DType.int16 and not widened else 1  # operands in 4 bytes of b
     var totals = Array[SIMD[DType.int32, WIDTH], rows * columns](fill=SIMD[DType.int32, WIDTH](0))
     comptime if accumulate:
         comptime for i in range(rows):
             comptime for j in range(columns):
                 totals[i * columns + j] = sums.unsafe_load[width=WIDTH](i * sums_stride + j * WIDTH)
-    for k in range(count):
+
+    @always_inline
+    def add_row(k: Int) {imm a, imm a_stride, imm b, imm b_panel_stride, imm count, mut totals}:
         # In float32 and bfloat16, where twice and four times as many lines come for the same arithmetic, this does not pay.
         comptime if rows == 1:
             var ahead = _AHEAD * PANEL if k + _AHEAD < count else panels * b_panel_stride - (count - _AHEAD) * PANEL
@@ -92,25 +114,32 @@ def _dot_tile[
         comptime for part in range(parts):
             var b_k = Array[SIMD[DType.int32, WIDTH], columns](uninitialized=True)
             comptime for j in range(columns):
-                var word = b.unsafe_load[width=WIDTH](j // VECTORS * b_panel_stride + k * PANEL + j % VECTORS * WIDTH)
-                comptime if operand == DType.int16:
-                    var bytes = bitcast[DType.int16, 2 * WIDTH](word)
-                    word = bitcast[DType.int32, WIDTH](bytes << 8 >> 8 if part == 0 else bytes >> 8)
-                b_k[j] = word
+                b_k[j] = b.unsafe_load[width=WIDTH](j // VECTORS * b_panel_stride + k * PANEL + j % VECTORS * WIDTH)
+                comptime if parts == 2:
+                    b_k[j] = _halves[part](b_k[j])
             comptime for i in range(rows):
                 var a_k = SIMD[DType.int32, WIDTH](a[unsafe_offset=i * a_stride + k * parts + part])
                 comptime for j in range(columns):
                     totals[i * columns + j] = dot[operand](totals[i * columns + j], a_k, b_k[j])
-            comptime if part + 1 < parts:
+            comptime if operand == DType.int16:
                 comptime for i in range(rows * columns):
                     totals[i] = _settled(totals[i])
+
+    comptime step = UNROLLED // 2 if widened else 1  # more of them spill: the compiler begins sums early
+    var whole = count // step * step
+    for begin in range(0, whole, step):
+        comptime for k in range(step):
+            add_row(begin + k)
+    comptime if step > 1:
+        for k in range(whole, count):
+            add_row(k)
     comptime for i in range(rows):
         comptime for j in range(columns):
             sums.unsafe_store(i * sums_stride + j * WIDTH, totals[i * columns + j])
 
 
 def dot_tiles[
-    operand: DType, accumulate: Bool = False
+    operand: DType, accumulate: Bool = False, widened: Bool = False
 ](
     rows: Int,
     panels: Int,
@@ -125,8 +154,9 @@ def dot_tiles[
     """Stores the sums of one strip and some panels, up to `tile_panels(rows)`; arguments as for `_dot_tile`.
 
     Parameters:
-        operand: Type of a's values. Only int16 comes in strips of less than ROWS rows.
+        operand: Type of a's values. Only int16, against bytes, comes in strips of less than ROWS rows.
         accumulate: Whether to add to the sums that are there.
+        widened: Whether b holds int16, not int8; for int16 only.
 
     Args:
         rows: Rows of the strip.
@@ -139,15 +169,17 @@ def dot_tiles[
         sums: Receives int32, or float32 for bfloat16.
         sums_stride: Elements from one row of the sums to the next.
     """
-    comptime for r in range(1 if operand == DType.int16 else ROWS, ROWS + 1):
+    comptime for r in range(1 if operand == DType.int16 and not widened else ROWS, ROWS + 1):
         if rows == r:
             comptime together = tile_panels(r)
             if panels == together:
-                _dot_tile[operand, accumulate, r, together](a, a_stride, b, b_panel_stride, count, sums, sums_stride)
+                _dot_tile[operand, accumulate, widened, r, together](
+                    a, a_stride, b, b_panel_stride, count, sums, sums_stride
+                )
                 return
             comptime if together > 1:
                 for p in range(panels):
-                    _dot_tile[operand, accumulate, r, 1](
+                    _dot_tile[operand, accumulate, widened, r, 1](
                         a,
                         a_stride,
                         b.unsafe_offset(p * b_panel_stride),
@@ -253,6 +285,11 @@ def multiply_dots[
     var block = max(1, BLOCK_BYTES // (4 * words * strip))
     var strips = min(block, ceildiv(row_end - row_begin, strip))
 
+    # Where rows are many, a panel of bytes is widened once for all of them.
+    comptime may_widen = operand == DType.int16
+    var widens = may_widen and row_end - row_begin > ROWS
+    var wide = unsafe_alloc[Int32](together * words * PANEL if widens else 0, alignment=64)
+
     var packed = unsafe_alloc[Int32](strips * strip * words, alignment=64)
     var a_scales = unsafe_alloc[Float32](strips * strip)
     var sums = stack_allocation[ROWS * SUMS, DType.int32, alignment=64]()
@@ -277,10 +314,19 @@ def multiply_dots[
             comptime if operand == DType.uint8:
                 for i in range(panels):
                     _offset_sums(values.unsafe_offset(i * stride), count, offsets.unsafe_offset(i * PANEL))
+            if widens:
+                for i in range(panels):
+                    _widen_panel(values.unsafe_offset(i * stride), count, wide.unsafe_offset(i * words * PANEL))
             for row in range(first, last, strip):
                 var rows = min(strip, last - row)
                 var a_strip = packed.unsafe_offset((row - first) * words)
-                dot_tiles[operand](strip, panels, a_strip, words, values, stride, count, sums, SUMS)
+                comptime if may_widen:
+                    if widens:
+                        dot_tiles[operand, widened=True](
+                            strip, panels, a_strip, words, wide, words * PANEL, words, sums, SUMS
+                        )
+                if not widens:
+                    dot_tiles[operand](strip, panels, a_strip, words, values, stride, count, sums, SUMS)
                 comptime if operand != DType.bfloat16:
                     scale_sums[operand](
                         sums,
@@ -294,5 +340,6 @@ def multiply_dots[
                     )
                 var end = min((panel + panels) * PANEL, columns)
                 finish(rows, row, panel * PANEL, end, sums.unsafe_bitcast[Float32](), SUMS, epilogue)
+    wide.unsafe_free()
     packed.unsafe_free()
     a_scales.unsafe_free()

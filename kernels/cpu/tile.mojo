@@ -172,6 +172,11 @@ comptime _ROWS_AHEAD = 64
 """Rows of a matrix that lies row by row, 8 KB of values in float16, between the one that is multiplied and the one asked for."""
 
 
+comptime UNROLLED = 4
+"""Rows of a panel that a full tile takes from one look at its counter to the next: a core that another thread shares starts
+instructions half as often, and those that only count would be a fifth of a tile's (docs/kernels/linear.md)."""
+
+
 @no_inline
 def _multiply_tile[
     a_type: DType, b_type: DType, //, rows: Int, panels: Int
@@ -225,11 +230,17 @@ def _multiply_tile[
                         sums[i * columns + j] = load_a(i, which).fma(b_k, sums[i * columns + j])
 
     var whole = depth // G * G
-    for k in range(0, whole, G):
-        comptime if rows == 1 and b_type == DType.float16:
-            comptime for panel in range(panels):
-                ask_for(first.unsafe_offset(panel * b_panel_stride + k // G * b_row_stride + ahead))
-        add_row[G](k)
+    comptime step = G * (UNROLLED if rows == ROWS else 1)
+    var together = whole // step * step
+    for begin in range(0, together, step):
+        comptime for k in range(0, step, G):
+            comptime if rows == 1 and b_type == DType.float16:
+                comptime for panel in range(panels):
+                    ask_for(first.unsafe_offset(panel * b_panel_stride + (begin + k) // G * b_row_stride + ahead))
+            add_row[G](begin + k)
+    comptime if step > G:
+        for k in range(together, whole, G):
+            add_row[G](k)
     comptime for rest in range(1, G):
         if depth - whole == rest:
             add_row[rest](whole)
