@@ -48,14 +48,14 @@ def test_attention(benchmark, model, queries):
 @pytest.mark.parametrize("rounded", [True, False], ids=["rounded", "two_terms"])
 @pytest.mark.parametrize("model", STATES)
 def test_self_attention_bfloat16(benchmark, model, rounded):
-    if not (terms := target.bfloat16_terms(rounded=rounded)):
+    if not (factors := target.attention_factors(rounded=rounded)):
         pytest.skip("this CPU multiplies float32 here")
     state, heads = STATES[model], STATES[model] // HEAD
     q, v = random(1, heads, AUDIO_CONTEXT, HEAD), random(1, heads, AUDIO_CONTEXT, HEAD)
     k = random(1, heads, HEAD, AUDIO_CONTEXT)
     compare(
         benchmark,
-        call(ops.self_attention, random(1, AUDIO_CONTEXT, 3 * state), heads=heads, terms=terms),
+        call(ops.self_attention, random(1, AUDIO_CONTEXT, 3 * state), heads=heads, factors=factors),
         call(builtin, q, k, v),
         flops=4 * heads * AUDIO_CONTEXT * AUDIO_CONTEXT * HEAD,
         bytes=4 * AUDIO_CONTEXT * 4 * state,

@@ -8,6 +8,7 @@ from max.graph import BufferValue, DeviceRef, Graph, TensorValue, Weight
 
 from max_whisper import ops
 from max_whisper.packed import Recipe
+from max_whisper.target import Factors
 
 
 class Weights:
@@ -17,7 +18,7 @@ class Weights:
         recipes: What every packed weight is, see `max_whisper.packed`.
         caches: Element type of the decoder's keys and values of the text.
         audio_caches: Element type of those of the audio.
-        attention: The terms of the encoder's attention, see `ops.self_attention`.
+        attention: What the encoder's attention makes of its factors, see `ops.self_attention`.
         device: Where they live.
         prefix: Put before every name.
 
@@ -30,7 +31,7 @@ class Weights:
         recipes: dict[str, Recipe],
         caches: DType,
         audio_caches: DType,
-        attention: int | None,
+        attention: Factors | None,
         device: DeviceRef,
         prefix: str = "",
     ) -> None:
@@ -77,12 +78,12 @@ def add_layer_norm(x: TensorValue, residual: TensorValue, w: Weights) -> tuple[T
 
 
 def encoder_block(x: TensorValue, w: Weights, *, heads: int) -> TensorValue:
-    """Self-attention and MLP of the encoder: (B, S, d) -> (B, S, d). One op where a CPU's attention rounds to bfloat16."""
-    if w.attention == 1:
+    """Self-attention and MLP of the encoder: (B, S, d) -> (B, S, d). One op where a CPU's attention rounds its factors."""
+    if w.attention and w.attention.terms == 1:
         weights = [w.at(name)[kind] for name in ops.ENCODER_BLOCK for kind in ("weight", "bias")]
-        return ops.encoder_block(x, weights)
+        return ops.encoder_block(x, weights, dtype=DType[w.attention.dtype])
     qkv = linear(layer_norm(x, w.at("attn_ln")), w.at("attn.qkv"))
-    attended = ops.self_attention(qkv, heads=heads, terms=w.attention)
+    attended = ops.self_attention(qkv, heads=heads, factors=w.attention)
     x, normed = add_layer_norm(linear(attended, w.at("attn.out")), x, w.at("mlp_ln"))
     return mlp(normed, x, w.at("mlp"))
 

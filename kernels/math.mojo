@@ -71,9 +71,10 @@ comptime _ROUND = Float32(12582912 + 127)
 
 
 @always_inline
-def _horner[
+def horner[
     width: SIMDLength, size: Int, //, coefficients: Array[Float32, size]
 ](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
+    """The polynomial of these coefficients, that of x^0 first."""
     comptime leading = coefficients[size - 1]
     var y = SIMD[DType.float32, width](leading)
     comptime for i in reversed(range(size - 1)):
@@ -103,11 +104,20 @@ def exp2[width: SIMDLength, //](x: SIMD[DType.float32, width]) -> SIMD[DType.flo
     """
     comptime if width == 16 and not is_gpu() and CompilationTarget.has_avx512f():
         return rebind[SIMD[DType.float32, width]](_exp2_avx512(rebind[SIMD[DType.float32, 16]](x)))
-    var shifted = max(x, -126) + _ROUND
-    var y = _horner[_EXP2](x - (shifted - _ROUND))
-    return x.lt(-126).select(
-        SIMD[DType.float32, width](0), y * bitcast[DType.float32, width](bitcast[DType.int32, width](shifted) << 23)
-    )
+    var f, power = exp2_bits(x, max(x, -126))
+    return x.lt(-126).select(SIMD[DType.float32, width](0), horner[_EXP2](f) * power)
+
+
+@always_inline
+def exp2_bits[
+    width: SIMDLength, //
+](x: SIMD[DType.float32, width], held: SIMD[DType.float32, width]) -> Tuple[
+    SIMD[DType.float32, width], SIMD[DType.float32, width]
+]:
+    """Takes x for n + f, n the integer nearest to `held`, which is x where that is -126 to 127: returns f and 2^n, made of its
+    bits. NaN is in f."""
+    var shifted = held + _ROUND
+    return x - (shifted - _ROUND), bitcast[DType.float32, width](bitcast[DType.int32, width](shifted) << 23)
 
 
 @always_inline
@@ -120,7 +130,7 @@ def _exp2_avx512(x: SIMD[DType.float32, 16]) -> SIMD[DType.float32, 16]:
     var f = llvm_intrinsic["llvm.x86.avx512.mask.reduce.ps.512", Vector](x, nearest, Vector(0), all, as_set)
     var not_small = pack_bits[dtype=DType.uint16](~x.lt(-126))
     return llvm_intrinsic["llvm.x86.avx512.mask.scalef.ps.512", Vector](
-        _horner[_EXP2](f), x - f, Vector(0), not_small, as_set
+        horner[_EXP2](f), x - f, Vector(0), not_small, as_set
     )
 
 
@@ -142,11 +152,11 @@ def erf[width: SIMDLength, //](x: SIMD[DType.float32, width]) -> SIMD[DType.floa
         x: Anything but NaN.
     """
     var t = min(x * x, 16)  # beyond 3.95, where 1 - erf(x) is less than a rounding, the ratio is not used
-    var inside = x * _horner[_ERF_P](t)
+    var inside = x * horner[_ERF_P](t)
     comptime if is_gpu():
-        inside *= recip(_horner[_ERF_Q](t))  # one instruction within 1e-7; the division would be a dozen
+        inside *= recip(horner[_ERF_Q](t))  # one instruction within 1e-7; the division would be a dozen
     else:
-        inside /= _horner[_ERF_Q](t)
+        inside /= horner[_ERF_Q](t)
     return abs(x).lt(3.95).select(inside, copysign(SIMD[DType.float32, width](1), x))
 
 
@@ -166,4 +176,4 @@ def gelu_to_half[width: Int](x: SIMD[DType.float32, width]) -> SIMD[DType.float3
     comptime edge = SIMD[DType.float32, width](_GELU_EDGE)
     var c = x.gt(edge).select(edge, larger(x, -edge))
     var t = (c * Float32(2 / 4.8**2)).fma(c, SIMD[DType.float32, width](-1))
-    return x * c.fma(_horner[_GELU](t), SIMD[DType.float32, width](0.5))
+    return x * c.fma(horner[_GELU](t), SIMD[DType.float32, width](0.5))

@@ -2,6 +2,7 @@ import pytest
 
 from max_whisper import target
 from max_whisper.errors import DeviceError
+from max_whisper.target import Factors
 
 LEVELS = {level.name: level.features for level in target.CPU_LEVELS}
 
@@ -51,14 +52,25 @@ def test_amx_that_the_operating_system_refuses(cpu, monkeypatch):
 
 @pytest.mark.parametrize(
     ("best", "expected"),
-    [("sapphirerapids", (1, 2)), ("cooperlake", (1, None)), ("cascadelake", (None, None)), ("x86-64-v3", (None, None))],
+    [
+        ("sapphirerapids", (Factors("bfloat16"), Factors("bfloat16", terms=2))),
+        ("cooperlake", (Factors("bfloat16"), None)),
+        ("cascadelake", (Factors("int16"), None)),
+        ("x86-64-v3", (Factors("int16"), None)),
+        ("x86-64-v2", (Factors("int16"), None)),
+    ],
 )
-def test_bfloat16_is_multiplied_where_there_are_instructions(cpu, best, expected):
-    """Rounded where any multiply it, in two terms where three products of it are faster than one of float32."""
+def test_attention_has_the_factors_that_a_cpu_multiplies_fastest(cpu, best, expected):
+    """Rounded to bfloat16 where any multiply it, else to int16; two terms where three products are faster than one."""
     names = [level.name for level in target.CPU_LEVELS]
     cpu(*names[names.index(best) :])
-    assert target.multiplies_bfloat16() is (expected[0] is not None)
-    assert tuple(target.bfloat16_terms(rounded=rounded) for rounded in (True, False)) == expected
+    assert target.multiplies_bfloat16() is (expected[0].dtype == "bfloat16")
+    assert tuple(target.attention_factors(rounded=rounded) for rounded in (True, False)) == expected
+
+
+def test_attention_on_another_architecture(cpu):
+    cpu(machine="aarch64")
+    assert target.attention_factors(rounded=True) is None
 
 
 def test_asking_for_amx_where_there_is_none():

@@ -129,3 +129,32 @@ trait StripSoftmax(TrivialRegisterPassable):
     def total(self, query: Int) -> Float32:
         """The sum l of a query's weights."""
         ...
+
+
+trait RoundedSoftmax(StripSoftmax):
+    """One whose keys and values are made of rows of float32, as many together as `value_group`."""
+
+    @staticmethod
+    def pack_group(
+        keys: Data[Self.cache_type],
+        values: Data[Self.cache_type],
+        rows: Data[DType.float32],
+        row_stride: Int,
+        heads: Int,
+        length: Int,
+        matrix: Int,
+        group: Int,
+    ):
+        """Rounds the keys and values of a group of rows of one head.
+
+        Args:
+            keys: All keys.
+            values: All values.
+            rows: (batch, length, row_stride), the last 2*H*64 columns of which are keys and values.
+            row_stride: N.
+            heads: H.
+            length: Rows of a batch row.
+            matrix: Batch row times H, plus head.
+            group: Which rows.
+        """
+        ...

@@ -53,8 +53,8 @@ from ..cpu.strips import Strips
 from ..cpu.tile import PANEL, VECTORS, WIDTH
 from ..data import Data
 from ..math import exp2, larger
-from .pairs import KEY_GROUP
-from .strip import HEAD, HEADROOM, SCALE, StripSoftmax
+from .pairs import KEY_GROUP, pair_rows_of_group
+from .strip import HEAD, HEADROOM, SCALE, RoundedSoftmax
 
 comptime HEAD_PANELS = HEAD // PANEL
 
@@ -207,7 +207,7 @@ struct _Weighing[bounded: Bool](Beside):
         self.softmax.totals.unsafe_store(self.query * WIDTH, total)
 
 
-struct Bfloat16Strips(StripSoftmax):
+struct Bfloat16Strips(RoundedSoftmax):
     """The state in float32, Q and P in strips of bfloat16; a block of queries is one strip.
 
     A block is weighed while the scores of the next one are computed, and meets its values after that: so there are always
@@ -403,6 +403,20 @@ struct Bfloat16Strips(StripSoftmax):
             for j in range(query * HEAD, (query + 1) * HEAD, WIDTH):
                 self.outputs.unsafe_store(j, self.outputs.unsafe_load[width=WIDTH](j) * correction)
         self.softmax.corrections[unsafe_offset=Self.rows] = 0
+
+    @staticmethod
+    def pack_group(
+        keys: Data[DType.bfloat16],
+        values: Data[DType.bfloat16],
+        rows: Data[DType.float32],
+        row_stride: Int,
+        heads: Int,
+        length: Int,
+        matrix: Int,
+        group: Int,
+    ):
+        """Rounds a group of rows to pairs of bfloat16."""
+        pair_rows_of_group(keys, values, rows, row_stride, heads, length, matrix, group)
 
     def sums(self, query: Int) -> Data[DType.float32]:
         """O of a query."""

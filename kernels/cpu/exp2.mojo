@@ -1,4 +1,6 @@
-"""Powers of two for the bfloat16 operands of a product, 32 at a time: most of what attention costs beside its tiles.
+"""Powers of two for narrow operands of a product: most of what attention costs beside its tiles.
+
+For bfloat16, 32 at a time:
 
 A bfloat16 has 7 bits of fraction, so 2^x needs no more than 16 bits of arithmetic, of which a register holds twice as
 many as of float32:
@@ -26,13 +28,15 @@ Error: within 0.73 % of 2^x times a constant, 0.25 % in the mean square, 0.23 % 
 The constant, 1.01 or 0.995, cancels: weights are divided by the sum of the same powers. What is below 2^-127 becomes 2^-133,
 or 0 by the table.
 
+For int16 they are float32, rounded to integers (`exp2_integers`): 12 instructions for a register.
+
 Schraudolph, "A Fast, Compact Approximation of the Exponential Function", Neural Computation 11(4), 1999.
 """
 
 from std.memory import bitcast
 from std.sys import CompilationTarget, llvm_intrinsic
 
-from ..math import exp2
+from ..math import exp2, exp2_bits, horner, larger
 
 comptime EXP2_STEPS = Float32(128)
 """Steps of t from one power of two to the next."""
@@ -123,3 +127,33 @@ def exp2_pairs[
     var f = t & 127
     var arch = (((f * (f ^ 127)).cast[DType.uint32]() * _ARCH) >> 16).cast[DType.uint16]()
     return bitcast[DType.int32, 16](t - arch + 1)
+
+
+comptime LARGEST_WEIGHT = Float32(16383)
+"""What `exp2_integers` makes of 2^0: 14 bits."""
+
+comptime ZERO_WEIGHT = Float32(12582912)
+"""What it makes of 0: 1.5 * 2^23, and more by n for the integer n, which then stands in the low bits."""
+
+comptime _LOG2_LARGEST = Float32(13.999911941)
+
+comptime _EXP2: Array[Float32, 4] = [0.99992807, 0.69326099, 0.24261114, 0.05517166]
+"""2^f for |f| <= 1/2, within 7.5e-5: two steps and a half of the largest."""
+
+
+@always_inline
+def exp2_integers[
+    width: SIMDLength, //
+](score: SIMD[DType.float32, width], maximum: Float32, factor: Float32) -> SIMD[DType.float32, width]:
+    """Computes the integers nearest to LARGEST_WEIGHT * 2^((score - maximum) * factor), each plus ZERO_WEIGHT.
+
+    Args:
+        score: Scores of at most `maximum`; minus infinity gives 0, NaN gives NaN.
+        maximum: What becomes LARGEST_WEIGHT; it is subtracted first, so that none exceeds that, however large it is.
+        factor: From a score to a power of two.
+    """
+    comptime Vector = SIMD[DType.float32, width]
+    var x = (score - Vector(maximum)).fma(Vector(factor), Vector(_LOG2_LARGEST))
+    x = larger(x, Vector(-2))  # what is less than a half becomes 0 in any case
+    var f, power = exp2_bits(x, x)
+    return horner[_EXP2](f).fma(power, Vector(ZERO_WEIGHT))

@@ -66,43 +66,35 @@ def _widen_panel(panel: Data[DType.int32], count: Int, output: Data[DType.int32]
                 output.unsafe_store((2 * k + part) * PANEL + v * WIDTH, _halves[part](word))
 
 
-@no_inline
-def _dot_tile[
-    operand: DType, accumulate: Bool, widened: Bool, rows: Int, panels: Int
+@always_inline
+def add_dots[
+    rows: Int, panels: Int, //, operand: DType, widened: Bool
 ](
+    mut totals: Array[SIMD[DType.int32, WIDTH], rows * panels * VECTORS],
     a: Data[DType.int32],
     a_stride: Int,
     b: Data[DType.int32],
     b_panel_stride: Int,
     count: Int,
-    sums: Data[DType.int32],
-    sums_stride: Int,
 ):
-    """Stores the sums of one strip of `rows` rows and `panels` panels.
+    """Adds the dot products of a strip and some panels to sums in registers.
 
     Parameters:
-        operand: Type of a's values.
-        accumulate: Whether to add to the sums that are there.
-        widened: Whether b holds int16, not int8; for int16 only.
         rows: Rows of the strip.
         panels: Panels.
+        operand: Type of a's values.
+        widened: Whether b holds int16, not int8; for int16 only.
 
     Args:
+        totals: The sums, row by row: the bits of float32 for bfloat16, else int32.
         a: The strip.
         a_stride: Times 4 bytes from one row of it to the next.
         b: First row of values of the first panel.
         b_panel_stride: Times 4 bytes from one panel to the next.
         count: Rows of a panel.
-        sums: Receives int32, or float32 for bfloat16.
-        sums_stride: Elements from one row of the sums to the next.
     """
     comptime columns = panels * VECTORS
     comptime parts = 2 if operand == DType.int16 and not widened else 1  # operands in 4 bytes of b
-    var totals = Array[SIMD[DType.int32, WIDTH], rows * columns](fill=SIMD[DType.int32, WIDTH](0))
-    comptime if accumulate:
-        comptime for i in range(rows):
-            comptime for j in range(columns):
-                totals[i * columns + j] = sums.unsafe_load[width=WIDTH](i * sums_stride + j * WIDTH)
 
     @always_inline
     def add_row(k: Int) {imm a, imm a_stride, imm b, imm b_panel_stride, imm count, mut totals}:
@@ -133,6 +125,28 @@ def _dot_tile[
     comptime if step > 1:
         for k in range(whole, count):
             add_row(k)
+
+
+@no_inline
+def _dot_tile[
+    operand: DType, accumulate: Bool, widened: Bool, rows: Int, panels: Int
+](
+    a: Data[DType.int32],
+    a_stride: Int,
+    b: Data[DType.int32],
+    b_panel_stride: Int,
+    count: Int,
+    sums: Data[DType.int32],
+    sums_stride: Int,
+):
+    """Stores the sums of one strip of `rows` rows and `panels` panels; arguments as for `add_dots` and `dot_tiles`."""
+    comptime columns = panels * VECTORS
+    var totals = Array[SIMD[DType.int32, WIDTH], rows * panels * VECTORS](fill=SIMD[DType.int32, WIDTH](0))
+    comptime if accumulate:
+        comptime for i in range(rows):
+            comptime for j in range(columns):
+                totals[i * columns + j] = sums.unsafe_load[width=WIDTH](i * sums_stride + j * WIDTH)
+    add_dots[operand, widened](totals, a, a_stride, b, b_panel_stride, count)
     comptime for i in range(rows):
         comptime for j in range(columns):
             sums.unsafe_store(i * sums_stride + j * WIDTH, totals[i * columns + j])
@@ -151,7 +165,7 @@ def dot_tiles[
     sums: Data[DType.int32],
     sums_stride: Int,
 ):
-    """Stores the sums of one strip and some panels, up to `tile_panels(rows)`; arguments as for `_dot_tile`.
+    """Stores the sums of one strip and some panels, up to `tile_panels(rows)`.
 
     Parameters:
         operand: Type of a's values. Only int16, against bytes, comes in strips of less than ROWS rows.

@@ -173,16 +173,18 @@ def round_bfloat16(x: SIMD[DType.float32, 16]) -> SIMD[DType.int32, 16]:
 
 
 @always_inline
-def pair_words(low: SIMD[DType.int32, 16], high: SIMD[DType.int32, 16]) -> SIMD[DType.int32, 16]:
+def pair_words[
+    width: SIMDLength, //
+](low: SIMD[DType.int32, width], high: SIMD[DType.int32, width]) -> SIMD[DType.int32, width]:
     """Words whose halves are the lower halves of two words: the pairs of what `round_bfloat16` gives."""
     return (low & 0xFFFF) | (high << 16)
 
 
 @always_inline
-def integers(x: SIMD[DType.float32, 16], inverse: Float32) -> SIMD[DType.int32, 16]:
+def integers(x: SIMD[DType.float32, 16], inverse: SIMD[DType.float32, 16]) -> SIMD[DType.int32, 16]:
     """The integers nearest to x * inverse, ties to even, in the lower 22 bits of each word; what the upper hold does not count.
     """
-    return bitcast[DType.int32, 16](x.fma(SIMD[DType.float32, 16](inverse), SIMD[DType.float32, 16](_ROUND)))
+    return bitcast[DType.int32, 16](x.fma(inverse, SIMD[DType.float32, 16](_ROUND)))
 
 
 @always_inline

@@ -8,7 +8,7 @@ rows, PIECE of them, all the way from one attention to the next, and writes only
 
     window 0                                          threads take       memory sees, for each row
     |  x -> norm -> qkv  -> Q                         pieces of rows     x: 4d bytes in, Q: 4d bytes out
-    |                    -> K, V: pairs of bfloat16                      4d bytes out
+    |                    -> K, V: rounded                                4d bytes out
     |  Q, K, V -> attention -> O, in place of Q       heads, 32 queries
     |  O -> out, + x -> norm -> mlp.0 -> gelu         pieces of rows     O and x: 8d bytes in
     |    -> mlp.2, + y -> y                                              y: 4d bytes out
@@ -25,9 +25,7 @@ from std.math import ceildiv
 from std.memory.alloc import unsafe_alloc
 
 from ..attention.cpu import Attention
-from ..attention.pairs import KEY_GROUP, pair_rows_of_group
-from ..attention.strip import HEAD
-from ..attention.strip_bfloat16 import Bfloat16Strips
+from ..attention.strip import HEAD, RoundedSoftmax
 from ..cpu.epilogue import Epilogue
 from ..cpu.layers import Layer, Norm
 from ..cpu.matmul import multiply_block
@@ -37,9 +35,9 @@ from ..data import Data
 from ..layer_norm.cpu import normalise
 from ..linear.cpu import BiasEpilogue
 
-comptime PIECE = 2 * KEY_GROUP
+comptime PIECE = 64
 """Rows that a thread takes at once: enough that a panel of weights pays for its way from the second cache, and few enough that
-they, and 4*d columns of the MLP, stay there, too. Groups of keys are made together."""
+they, and 4*d columns of the MLP, stay there, too. They are whole groups of keys and values, which are made together."""
 
 comptime _LAST_GROUPS = 5
 """Groups of rows at the end that are pieces of their own: a thread waits for the last piece of another one."""
@@ -64,22 +62,25 @@ struct _QueriesAside(Epilogue):
             self.others.unsafe_store(row * 2 * self.d + column - self.d, y)
 
 
-struct _Window(TrivialRegisterPassable):
-    """What flows between the parts of a block, for one window."""
+struct _Window[Strips: RoundedSoftmax](TrivialRegisterPassable):
+    """What flows between the parts of a block, for one window.
+
+    Parameters:
+        Strips: The step of attention, which says how keys and values lie.
+    """
 
     var queries: Data[DType.float32]
     """(S, d), in the end attention's output."""
-    var keys: Data[DType.bfloat16]
-    """(H, ceil(S/16), 32, 32)."""
-    var values: Data[DType.bfloat16]
-    """(H, 4, 16*ceil(S/32), 32)."""
+    var keys: Data[Self.Strips.cache_type]
+    var values: Data[Self.Strips.cache_type]
 
-    def __init__(out self, length: Int, d: Int):
+    def __init__(out self, length: Int, heads: Int):
         """Takes room; `free` is to be called."""
-        var size = ceildiv(length, KEY_GROUP) * KEY_GROUP * d
-        self.queries = unsafe_alloc[Float32](length * d, alignment=64)
-        self.keys = unsafe_alloc[BFloat16](size, alignment=64)
-        self.values = unsafe_alloc[BFloat16](size, alignment=64)
+        var panels = heads * ceildiv(length, PANEL)
+        var groups = heads * ceildiv(length, Self.Strips.value_group)
+        self.queries = unsafe_alloc[Float32](length * heads * HEAD, alignment=64)
+        self.keys = unsafe_alloc[Scalar[Self.Strips.cache_type]](panels * Self.Strips.panel_size, alignment=64)
+        self.values = unsafe_alloc[Scalar[Self.Strips.cache_type]](groups * Self.Strips.group_size, alignment=64)
 
     def free(self):
         """Gives it back."""
@@ -89,8 +90,13 @@ struct _Window(TrivialRegisterPassable):
 
 
 @fieldwise_init
-struct EncoderBlock[weight_type: DType](TrivialRegisterPassable):
-    """The weights and sizes of one block."""
+struct EncoderBlock[weight_type: DType, Strips: RoundedSoftmax](TrivialRegisterPassable):
+    """The weights and sizes of one block.
+
+    Parameters:
+        weight_type: Element type of the weights.
+        Strips: The step of attention, over float32.
+    """
 
     comptime LOOPS = 3
     """Loops that a window shares."""
@@ -125,7 +131,7 @@ struct EncoderBlock[weight_type: DType](TrivialRegisterPassable):
         """
         if batch * length == 0:
             return
-        var window = _Window(length, self.heads * HEAD)
+        var window = _Window[Self.Strips](length, self.heads)
         var size = length * self.heads * HEAD
 
         @always_inline
@@ -136,18 +142,22 @@ struct EncoderBlock[weight_type: DType](TrivialRegisterPassable):
         in_team(member, batch * Self.LOOPS)
         window.free()
 
-    def _window(self, output: Data[DType.float32], x: Data[DType.float32], window: _Window, length: Int, team: Team):
+    def _window(
+        self, output: Data[DType.float32], x: Data[DType.float32], window: _Window[Self.Strips], length: Int, team: Team
+    ):
         """One window: `LOOPS` loops."""
         # A group of ROWS or fewer would not be multiplied as many rows are: it joins the one before.
-        var groups = max(ceildiv(length - ROWS, KEY_GROUP), 1)
-        var wholes = ceildiv(max(groups - _LAST_GROUPS, 0) * KEY_GROUP, PIECE)
-        var pieces = wholes + groups - wholes * (PIECE // KEY_GROUP)
+        comptime group = Self.Strips.value_group
+        comptime assert PIECE % group == 0, "pieces are whole groups"
+        var groups = max(ceildiv(length - ROWS, group), 1)
+        var wholes = ceildiv(max(groups - _LAST_GROUPS, 0) * group, PIECE)
+        var pieces = wholes + groups - wholes * (PIECE // group)
 
         @always_inline
         def begin_of(piece: Int) {imm} -> Int:
             if piece == pieces:
                 return length
-            return min(piece, wholes) * PIECE + max(piece - wholes, 0) * KEY_GROUP
+            return min(piece, wholes) * PIECE + max(piece - wholes, 0) * group
 
         @always_inline
         def heads_of_pieces(begin: Int, end: Int) {imm}:
@@ -156,9 +166,9 @@ struct EncoderBlock[weight_type: DType](TrivialRegisterPassable):
                 self._make_heads(x, window, first, begin_of(piece + 1) - first, length)
 
         team.share(heads_of_pieces, pieces, turns=pieces)
-        Attention[Bfloat16Strips](
-            window.queries,
-            window.queries,
+        Attention[Self.Strips](
+            window.queries.unsafe_bitcast[Scalar[Self.Strips.dtype]](),
+            window.queries.unsafe_bitcast[Scalar[Self.Strips.dtype]](),
             self.heads * HEAD,
             window.keys,
             window.values,
@@ -177,7 +187,7 @@ struct EncoderBlock[weight_type: DType](TrivialRegisterPassable):
 
         team.share(rest_of_pieces, pieces, turns=pieces)
 
-    def _make_heads(self, x: Data[DType.float32], window: _Window, first: Int, rows: Int, length: Int):
+    def _make_heads(self, x: Data[DType.float32], window: _Window[Self.Strips], first: Int, rows: Int, length: Int):
         """Norm, queries, keys and values of a piece."""
         var d = self.heads * HEAD
         var normed = unsafe_alloc[Float32](rows * d, alignment=64)
@@ -192,8 +202,8 @@ struct EncoderBlock[weight_type: DType](TrivialRegisterPassable):
             _QueriesAside(window.queries.unsafe_offset(first * d), key_values, self.qkv.bias, d),
         )
         for head in range(self.heads):
-            for group in range(first // KEY_GROUP, ceildiv(first + rows, KEY_GROUP)):
-                pair_rows_of_group(
+            for group in range(first // Self.Strips.value_group, ceildiv(first + rows, Self.Strips.value_group)):
+                Self.Strips.pack_group(
                     window.keys,
                     window.values,
                     key_values.unsafe_offset(-first * 2 * d),  # rows are counted from the window's first
@@ -206,7 +216,9 @@ struct EncoderBlock[weight_type: DType](TrivialRegisterPassable):
         normed.unsafe_free()
         key_values.unsafe_free()
 
-    def _go_on(self, output: Data[DType.float32], x: Data[DType.float32], window: _Window, first: Int, rows: Int):
+    def _go_on(
+        self, output: Data[DType.float32], x: Data[DType.float32], window: _Window[Self.Strips], first: Int, rows: Int
+    ):
         """What follows attention, of a piece."""
         var d = self.heads * HEAD
         var normed = unsafe_alloc[Float32](rows * d, alignment=64)

@@ -1,7 +1,7 @@
 """The ops of attention: laying keys and values out, attention over all keys, causal attention over a KV cache.
 
-Keys lie in panels of 16 on a CPU, (B, H, ceil(S/16), 64, 16), and like values on a GPU, (B, H, S, 64). In bfloat16 on a CPU
-both lie in pairs: `attention/pairs.mojo`."""
+Keys lie in panels of 16 on a CPU, (B, H, ceil(S/16), 64, 16), and like values on a GPU, (B, H, S, 64). In bfloat16 and int16 on
+a CPU both lie in pairs: `attention/pairs.mojo` and `integers.mojo`."""
 
 import extensibility
 from extensibility import InputTensor, OutputTensor, _MutableInputTensor
@@ -13,10 +13,13 @@ from ..attention.bytes import KEY_PANEL, VALUE_GROUP, VALUES, byte_rows
 from ..attention.cpu import Attention, attend
 from ..attention.gpu.launch import AttentionOnGPU, enqueue_pack_heads
 from ..attention.heads import store_heads
+from ..attention.integers import VALUE_GROUP as INTEGER_GROUP
+from ..attention.integers import WORDS, integer_rows
 from ..attention.pairs import KEY_GROUP, Pairs, may_pair, pair_rows
 from ..attention.strip import HEAD, StripSoftmax
 from ..attention.strip_bfloat16 import Bfloat16Strips
 from ..attention.strip_float32 import Float32Strips
+from ..attention.strip_int16 import Int16Strips
 from ..attention.strip_split import SplitStrips
 from ..cpu.split_amx import TERMS
 from ..cpu.threads import ForkJoin
@@ -58,6 +61,17 @@ struct PackHeads:
                         heads,
                         length,
                     )
+        elif target == "cpu" and cache_type == DType.int16:
+            _require_integers[op](keys.shape(), values.shape(), batch, length)
+            integer_rows(
+                _as[DType.int16](data(keys)),
+                _as[DType.int16](data(values)),
+                _as[DType.float32](data(rows)),
+                columns,
+                batch,
+                heads,
+                length,
+            )
         elif target == "cpu" and cache_type == DType.int8:
             _require_bytes[op](keys.shape(), values.shape(), batch, length)
             byte_rows(
@@ -197,17 +211,18 @@ struct SelfAttention:
 
 @extensibility.register("whisper_packed_self_attention")
 struct PackedSelfAttention:
-    """Computes attention of all rows over all rows, on a CPU, by products of bfloat16: rows (B, S, N) whose first H*64 columns
-    are queries, their keys and values from `whisper_pack_heads` in one or two terms of bfloat16 -> (B, S, H*64)."""
+    """Computes attention of all rows over all rows, on a CPU, by products of pairs: rows (B, S, N) whose first H*64 columns
+    are queries, their keys and values from `whisper_pack_heads` in int16, or one or two terms of bfloat16 -> (B, S, H*64).
+    """
 
     @staticmethod
     def execute[
-        target: StaticString
+        factor_type: DType, //, target: StaticString
     ](
         output: OutputTensor[dtype=DType.float32, rank=3, ...],
         rows: InputTensor[dtype=DType.float32, rank=3, ...],
-        keys: InputTensor[dtype=DType.bfloat16, rank=5, ...],
-        values: InputTensor[dtype=DType.bfloat16, rank=5, ...],
+        keys: InputTensor[dtype=factor_type, rank=5, ...],
+        values: InputTensor[dtype=factor_type, rank=5, ...],
         ctx: DeviceContext,
     ) raises:
         comptime assert target == "cpu", "packed_self_attention has no GPU body: self_attention reads rows"
@@ -216,7 +231,6 @@ struct PackedSelfAttention:
         var length = rows.dim_size(1)
         var columns = rows.dim_size(2)
         var heads = values.dim_size(1)
-        var terms = _require_pairs[op](keys.shape(), values.shape(), batch, length)
         _require_columns[op](columns, heads * HEAD, "rows")
         _require_output[op](output.shape(), batch, length, heads)
         require_contiguous(rows, op, "rows")
@@ -237,10 +251,15 @@ struct PackedSelfAttention:
                 length,
             ).run[causal=False](ForkJoin())
 
-        if terms == TERMS:
-            attend_by[SplitStrips]()
+        comptime if factor_type == DType.int16:
+            _require_integers[op](keys.shape(), values.shape(), batch, length)
+            attend_by[Int16Strips]()
         else:
-            attend_by[Bfloat16Strips]()
+            comptime assert factor_type == DType.bfloat16, "keys and values in pairs are int16 or bfloat16"
+            if _require_pairs[op](keys.shape(), values.shape(), batch, length) == TERMS:
+                attend_by[SplitStrips]()
+            else:
+                attend_by[Bfloat16Strips]()
 
 
 @extensibility.register("whisper_cached_attention")
@@ -432,6 +451,34 @@ def _require_bytes[
     require_size(keys[2], ceildiv(length, PANEL), op, "the number of panels of keys")
     require_size(keys[3], KEY_PANEL // (4 * PANEL), op, "the rows of a panel of keys")
     require_size(keys[4], 4 * PANEL, op, "the width of a panel of keys")
+
+
+def _require_integers[
+    keys_rank: Int, values_rank: Int, //, op: StaticString
+](keys: IndexList[keys_rank, ...], values: IndexList[values_rank, ...], batch: Int, length: Int) raises:
+    """Raises unless keys and values have a CPU's layout of int16, B batch rows and S rows.
+
+    Parameters:
+        keys_rank: 5.
+        values_rank: 5.
+        op: The op that asks.
+
+    Args:
+        keys: Shape of the keys.
+        values: Shape of the values.
+        batch: B.
+        length: S.
+    """
+    comptime assert keys_rank == 5 and values_rank == 5, "keys and values of int16 have rank 5"
+    require_size(values[0], batch, op, "B of the values")
+    require_size(values[2], HEAD // PANEL * ceildiv(length, INTEGER_GROUP), op, "the number of panels of values")
+    require_size(values[3], 1 + WORDS, op, "the rows of a panel of values")
+    require_size(values[4], 2 * PANEL, op, "the width of a panel of values")
+    require_size(keys[0], batch, op, "B of the keys")
+    require_size(keys[1], values[1], op, "H of the keys")
+    require_size(keys[2], ceildiv(length, PANEL), op, "the number of panels of keys")
+    require_size(keys[3], 1 + WORDS, op, "the rows of a panel of keys")
+    require_size(keys[4], 2 * PANEL, op, "the width of a panel of keys")
 
 
 def _require_pairs[

@@ -4,6 +4,8 @@ import extensibility
 from extensibility import InputTensor, OutputTensor
 
 from ..attention.strip import HEAD
+from ..attention.strip_bfloat16 import Bfloat16Strips
+from ..attention.strip_int16 import Int16Strips
 from ..cpu.layers import Layer, Norm
 from ..data import data, require, require_contiguous, require_size
 from ..encoder.block import EncoderBlock
@@ -17,12 +19,12 @@ struct EncoderBlockOp:
     """Self-attention and MLP of the encoder: x (B, S, H*64); of each norm gamma and beta (d) and of each layer the packed weight
     and bias, in the order of use -> (B, S, H*64).
 
-    Queries, keys, values and the weights of attention are rounded to bfloat16.
+    Queries, keys, values and the weights of attention are rounded to `factor_type`: bfloat16 or int16.
     """
 
     @staticmethod
     def execute[
-        weight_type: DType, //, target: StaticString, epsilon: Float32
+        weight_type: DType, //, target: StaticString, factor_type: DType, epsilon: Float32
     ](
         output: OutputTensor[dtype=DType.float32, rank=3, ...],
         x: InputTensor[dtype=DType.float32, rank=3, ...],
@@ -45,7 +47,8 @@ struct EncoderBlockOp:
         comptime for axis in range(3):
             require_size(output.dim_size(axis), x.dim_size(axis), _op, "a dimension of the output")
         require_contiguous(x, _op, "x")
-        EncoderBlock[weight_type](
+        comptime Strips = Int16Strips if factor_type == DType.int16 else Bfloat16Strips
+        EncoderBlock[weight_type, Strips](
             _norm(gamma, beta, d, "gamma and beta"),
             _layer(qkv_weight, qkv_bias, 3 * d, d, "N of qkv"),
             _layer(out_weight, out_bias, d, d, "N of out"),

@@ -117,8 +117,8 @@ def add_graphs(module: "GraphModule", dims: ModelDimensions, device: str, dtype:
 
     caches = DType[packed.Format.of(dtype, device).caches]
     reference = DeviceRef.GPU() if device == "gpu" else DeviceRef.CPU()
-    attention = target.bfloat16_terms(rounded=dtype in packed.ROUNDED) if device == "cpu" else None
+    attention = target.attention_factors(rounded=dtype in packed.ROUNDED) if device == "cpu" else None
     # The audio's keys and values are most of what a step of int8 reads: bytes, where there are products of them.
-    audio_caches = DType.int8 if attention and dtype == "int8" else caches
+    audio_caches = DType.int8 if device == "cpu" and dtype == "int8" and target.multiplies_bfloat16() else caches
     weights = Weights(packed.recipes(dims, dtype, device), caches, audio_caches, attention, reference)
     graphs.build(module, dims, weights)

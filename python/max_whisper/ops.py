@@ -17,6 +17,7 @@ from max.graph import BufferValue, DeviceRef, Dim, DimLike, TensorType, TensorVa
 
 from max_whisper import packing
 from max_whisper.config import HEAD_DIM as HEAD
+from max_whisper.target import Factors
 
 KERNELS = Path(__file__).resolve().parent / "kernels"
 """The Mojo package with the kernels, as `Graph(custom_extensions=[KERNELS])` takes it."""
@@ -127,13 +128,15 @@ def pack_heads(
         terms: With bfloat16 on a CPU, how many numbers stand for one: 1, or 2 for `self_attention`.
 
     Returns:
-        keys, see `keys_shape`, and values (B, H, S, 64); on a CPU in bfloat16 `packing.pairs_shapes`, in int8
-        `packing.bytes_shapes`.
+        keys, see `keys_shape`, and values (B, H, S, 64); on a CPU in bfloat16 `packing.pairs_shapes`, in int16
+        `packing.integers_shapes`, in int8 `packing.bytes_shapes`.
     """
     batch, length, _ = rows.shape
     shapes = keys_shape(batch, heads, length, rows.device), [batch, heads, length, HEAD]
     if rows.device.is_cpu() and dtype == DType.bfloat16:
         shapes = packing.pairs_shapes(batch, heads, length, terms)
+    if rows.device.is_cpu() and dtype == DType.int16:
+        shapes = packing.integers_shapes(batch, heads, length)
     if rows.device.is_cpu() and dtype == DType.int8:
         shapes = packing.bytes_shapes(batch, heads, length)
     types = [TensorType(dtype or rows.dtype, shape, device=rows.device) for shape in shapes]
@@ -160,24 +163,23 @@ def attention(
     return _custom("whisper_attention", [queries, keys, values], [out], rounded=rounded, key_count=key_count)[0]
 
 
-def self_attention(rows: TensorValue, *, heads: int, terms: int | None = None) -> TensorValue:
+def self_attention(rows: TensorValue, *, heads: int, factors: Factors | None = None) -> TensorValue:
     """Fused attention of all rows over all rows. A GPU reads keys and values where they lie, a CPU packs them first.
 
     Args:
         rows: (B, S, 3 * heads * 64): queries, keys and values.
         heads: H.
-        terms: On a CPU, of how many bfloat16 numbers queries, keys, values and weights become sums before they are
-            multiplied, for AMX and AVX-512: 1 rounds them, 2 keep 16 bits, for float32's results on AMX. None multiplies
-            them as they are.
+        factors: What a CPU makes of queries, keys, values and weights before it multiplies them; None multiplies them
+            as they are.
 
     Returns:
         (B, S, H * 64).
     """
     out = _like(rows, [rows.shape[0], rows.shape[1], heads * HEAD])
     if rows.device.is_cpu():
-        if terms is None:
+        if factors is None:
             return attention(rows, *pack_heads(rows, heads=heads))
-        packed = pack_heads(rows, heads=heads, dtype=DType.bfloat16, terms=terms)
+        packed = pack_heads(rows, heads=heads, dtype=DType[factors.dtype], terms=factors.terms)
         return _custom("whisper_packed_self_attention", [rows, *packed], [out])[0]
     return _custom("whisper_self_attention", [rows], [out])[0]
 
@@ -186,18 +188,22 @@ ENCODER_BLOCK = ("attn_ln", "attn.qkv", "attn.out", "mlp_ln", "mlp.0", "mlp.2")
 """What a block of the encoder has weights and biases for, in the order of use."""
 
 
-def encoder_block(x: TensorValue, weights: Sequence[TensorValue], *, epsilon: float = 1e-5) -> TensorValue:
-    """A block of the encoder on a CPU, whose attention rounds to bfloat16: self-attention and MLP, each added to its input.
+def encoder_block(
+    x: TensorValue, weights: Sequence[TensorValue], *, dtype: DType, epsilon: float = 1e-5
+) -> TensorValue:
+    """A block of the encoder on a CPU, whose attention rounds its factors: self-attention and MLP, each added to its input.
 
     Args:
         x: (B, S, d) float32, d a multiple of 64.
         weights: For each of ENCODER_BLOCK gamma and beta (d), or weight, packed by `packing.pack_linear`, and bias.
+        dtype: What attention rounds to: bfloat16 or int16.
         epsilon: Added to the variances.
 
     Returns:
         (B, S, d).
     """
-    return _custom("whisper_encoder_block", [x, *weights], [_like(x, x.shape)], epsilon=epsilon)[0]
+    out = _like(x, x.shape)
+    return _custom("whisper_encoder_block", [x, *weights], [out], factor_type=dtype, epsilon=epsilon)[0]
 
 
 def cached_attention(rows: TensorValue, past: TensorValue, keys: BufferValue, values: BufferValue) -> TensorValue:
@@ -506,7 +512,7 @@ def _of(dtype: DType, x: TensorValue, shape: Sequence[DimLike]) -> TensorType:
 
 
 def _custom(
-    name: str, values: list[TensorValue], out_types: list[TensorType], **parameters: bool | int | float | str
+    name: str, values: list[TensorValue], out_types: list[TensorType], **parameters: bool | int | float | str | DType
 ) -> list[TensorValue]:
     results = ops.custom(name, device=values[0].device, values=values, out_types=out_types, parameters=parameters)
     return [result.tensor for result in results]

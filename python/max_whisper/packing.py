@@ -137,6 +137,16 @@ def pairs_shapes(batch: Any, heads: Any, length: Any, terms: int = 1) -> tuple[l
     )
 
 
+def integers_shapes(batch: Any, heads: Any, length: Any) -> tuple[list[Any], list[Any]]:
+    """Shapes of keys and values of int16 on a CPU, see `kernels/attention/integers.mojo`; arguments as above."""
+    rows = 1 + HEAD_DIM // 2
+    groups = (length + HEAD_DIM - 1) // HEAD_DIM
+    return (
+        [batch, heads, (length + PANEL - 1) // PANEL, rows, 2 * PANEL],
+        [batch, heads, HEAD_DIM // PANEL * groups, rows, 2 * PANEL],
+    )
+
+
 def bytes_shapes(batch: Any, heads: Any, length: Any) -> tuple[list[Any], list[Any]]:
     """Shapes of keys and values of bytes on a CPU, see `kernels/attention/bytes.mojo`; arguments as above."""
     return (

@@ -127,6 +127,16 @@ def cpu_target(device: str = "cpu") -> str:
     return host_level(device)
 
 
+@dataclass(frozen=True)
+class Factors:
+    """What the encoder's attention makes of its factors before it multiplies them."""
+
+    dtype: str
+    """bfloat16, or int16 with a scale."""
+    terms: int = 1
+    """How many numbers stand for one: 1 rounds, 2 of bfloat16 keep 16 bits, for float32's results."""
+
+
 def multiplies_bfloat16() -> bool:
     """Whether CPU code is compiled for instructions that multiply bfloat16: attention then rounds to it what it can."""
     return cpu_target() in ("sapphirerapids", "cooperlake", *EMULATIONS)
@@ -137,15 +147,17 @@ def has_tile_unit() -> bool:
     return cpu_target() in ("sapphirerapids", "emulated-amx")
 
 
-def bfloat16_terms(*, rounded: bool) -> int | None:
-    """Of how many bfloat16 numbers the encoder's attention makes its factors, see `max_whisper.ops.self_attention`.
+def attention_factors(*, rounded: bool) -> Factors | None:
+    """What the encoder's attention makes of its factors; None where it multiplies float32.
 
     Args:
         rounded: Whether the model's weights are less exact than those that Whisper was published with.
     """
-    if rounded:
-        return 1 if multiplies_bfloat16() else None
-    return 2 if has_tile_unit() else None
+    if not rounded:
+        return Factors("bfloat16", terms=2) if has_tile_unit() else None
+    if multiplies_bfloat16():
+        return Factors("bfloat16")
+    return Factors("int16") if cpu_target() != "host" else None  # every x86 CPU multiplies pairs of int16
 
 
 def host_level(device: str = "cpu") -> str:

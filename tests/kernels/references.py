@@ -123,6 +123,61 @@ def unpack_bytes(keys: np.ndarray, values: np.ndarray, length: int) -> tuple[np.
     return k, v
 
 
+def integers(x: np.ndarray, steps: int, axis: int = -1) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest integers of at most `steps`, and the scales that they have along an axis, in float32."""
+    scales = abs(x).max(axis, keepdims=True) / np.float32(steps)
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
+    return np.rint(x.astype(np.float64) * inverse).astype(np.int16), scales
+
+
+def heads_of(rows: np.ndarray, parts: int) -> np.ndarray:
+    """The last columns of rows (B, S, N), as (parts, B, H, S, 64)."""
+    batch, length, columns = rows.shape
+    return rows.reshape(batch, length, parts, columns // parts // HEAD, HEAD).transpose(2, 0, 3, 1, 4)
+
+
+def pack_integers(rows: np.ndarray, heads: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values of rows (B, S, >= 2 * H * 64) in int16: kernels/attention/integers.mojo."""
+    batch = len(rows)
+    k, v = heads_of(rows[..., -2 * heads * HEAD :], 2)
+
+    def panels(x: np.ndarray, columns: int, numbers: int) -> np.ndarray:
+        """(B, H, n, columns, numbers) of int16: pairs of numbers 16 apart, column by column."""
+        return x.reshape(*x.shape[:3], columns, numbers // 32, 2, 16).transpose(0, 1, 2, 4, 6, 3, 5)
+
+    def with_scales(numbers: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        words = numbers.reshape(*numbers.shape[:3], 32, 32)
+        scales = np.ascontiguousarray(scales, np.float32).view(np.int16).reshape(*numbers.shape[:3], 1, 32)
+        return np.concatenate([scales, words], axis=3)
+
+    def padded(x: np.ndarray, size: int) -> np.ndarray:
+        return np.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % size), (0, 0)))
+
+    numbers, scales = (padded(x, 16).reshape(batch, heads, -1, 16, x.shape[-1]) for x in integers(k, 4095))
+    keys = with_scales(panels(numbers, 16, HEAD), scales)
+    groups = padded(v, 64).reshape(batch, heads, -1, 64, HEAD)
+    numbers, scales = (x.swapaxes(3, 4).reshape(batch, heads, -1, 16, x.shape[3]) for x in integers(groups, 2047, 3))
+    return keys, with_scales(panels(numbers, 16, 64), scales)
+
+
+def self_attention_in_int16(rows, heads: int):
+    """Attention of all rows over all rows, of rounded queries, keys and values (B, S, 3 * H * 64), and what weights of 14
+    bits, each within 7.5e-5 of itself before it is rounded, may move it by: distances from the mean, so weighted."""
+    batch, length, _ = rows.shape
+    q, k, v = heads_of(rows, 3)
+    q, k = (np.multiply(*integers(x, steps), dtype=np.float64) for x, steps in ((q, 8191), (k, 4095)))
+    groups = np.pad(v, ((0, 0), (0, 0), (0, -length % 64), (0, 0))).reshape(batch, heads, -1, 64, HEAD)
+    v = np.multiply(*integers(groups, 2047, 3), dtype=np.float64).reshape(batch, heads, -1, HEAD)[:, :, :length]
+    scores = q @ k.swapaxes(2, 3) / math.sqrt(HEAD)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    total = p.sum(-1, keepdims=True)
+    o = p @ v / total
+    errors = 0.5 / 16383 + 7.5e-5 * p
+    far = [np.einsum("bhqk,bhqk->bhq", errors, abs(v[..., j][:, :, None] - o[..., j, None])) for j in range(HEAD)]
+    error = np.stack(far, -1) / total
+    return (x.swapaxes(1, 2).reshape(batch, length, -1) for x in (o, error))
+
+
 def attention_of_heads(queries, k, v, *, first_visible: int | None = None):
     """Softmax attention over keys and values (B, H, S, 64); query t sees `first_visible + t` keys, or all."""
     batch, heads, length, head = v.shape

@@ -4,6 +4,7 @@ from max.dtype import DType
 
 from max_whisper import eager, ops, target
 from max_whisper.packing import to_bfloat16
+from max_whisper.target import Factors
 
 from . import references
 from .harness import FLOAT32_TOLERANCE, check, run
@@ -37,15 +38,23 @@ def pack_heads_float16(rows):
 
 
 def self_attention_in_bfloat16(rows, *, heads):
-    return ops.self_attention(rows, heads=heads, terms=1)
+    return ops.self_attention(rows, heads=heads, factors=Factors("bfloat16"))
 
 
 def self_attention_in_two_terms(rows, *, heads):
-    return ops.self_attention(rows, heads=heads, terms=2)
+    return ops.self_attention(rows, heads=heads, factors=Factors("bfloat16", terms=2))
+
+
+def self_attention_in_int16(rows, *, heads):
+    return ops.self_attention(rows, heads=heads, factors=Factors("int16"))
 
 
 def pack_heads_bytes(rows, *, heads):
     return ops.pack_heads(rows, heads=heads, dtype=DType.int8)
+
+
+def pack_heads_int16(rows, *, heads):
+    return ops.pack_heads(rows, heads=heads, dtype=DType.int16)
 
 
 def pack_heads_bfloat16(rows, *, heads, terms):
@@ -59,7 +68,9 @@ eager.prepare(pack_heads_float16, "f32[3]")
 eager.prepare(cached_attention_float16, "f32[3] i32[1] f16[5] f16[4]")
 eager.prepare(self_attention_in_bfloat16, "f32[3]", heads=2)
 eager.prepare(self_attention_in_two_terms, "f32[3]", heads=2)
+eager.prepare(self_attention_in_int16, "f32[3]", heads=2)
 eager.prepare(pack_heads_bytes, "f32[3]", heads=2)
+eager.prepare(pack_heads_int16, "f32[3]", heads=2)
 for length in (1, 15, 17, 63, 65, 300, 1500):
     eager.prepare(ops.attention, "f32[3] i8[5] i8[5]", key_count=length)
 eager.prepare(pack_heads_bfloat16, "f32[3]", heads=2, terms=1)
@@ -333,8 +344,75 @@ def test_what_is_no_number_stays_none_in_two_terms(rng):
     assert np.isnan(run(self_attention_in_two_terms, rows, heads=2)).all()
 
 
-@pytest.mark.parametrize("attention", [self_attention_in_bfloat16, self_attention_in_two_terms])
-def test_no_rows_in_bfloat16(attention):
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 63, 64, 65, 1500])
+def test_pack_heads_in_int16(rng, length):
+    """A scale for each key, and for each column of 64 values; pairs of numbers 16 apart, zeros behind the last."""
+    rows = rng.standard_normal((2, length, 3 * 2 * HEAD), dtype=np.float32)
+    rows[0, -1, 3 * HEAD : 4 * HEAD] = 0
+    for found, expected in zip(run(pack_heads_int16, rows, heads=2), references.pack_integers(rows, 2), strict=True):
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+
+
+def check_in_int16(rows: np.ndarray) -> None:
+    """Queries, keys and values are rounded in the reference, too. What is left is the error of the weights, of half a step
+    of 14 bits and 7.5e-5 of each, and float32's rounding."""
+    result = run(self_attention_in_int16, rows, heads=2)
+    expected, error = references.self_attention_in_int16(rows, 2)
+    assert result.shape == expected.shape
+    assert np.max(np.abs(result - expected) - error, initial=0) <= 2e-5
+
+
+# Around strips of 3, 6 and 12 queries, blocks of 48, panels of 16 keys, groups of 64 values, blocks of 256.
+@pytest.mark.parametrize(
+    "length", [1, 5, 6, 7, 11, 12, 13, 16, 17, 47, 48, 49, 63, 64, 65, 127, 129, 255, 256, 257, 300]
+)
+def test_self_attention_in_int16(rng, length):
+    check_in_int16(rng.standard_normal((2, length, 3 * 2 * HEAD), dtype=np.float32))
+
+
+def test_self_attention_in_int16_of_a_window(rng):
+    check_in_int16(rng.standard_normal((1, 1500, 3 * 2 * HEAD), dtype=np.float32))
+
+
+@pytest.mark.parametrize("slope", [-0.5, 0.03, 0.5])
+def test_large_scores_in_int16(rng, slope):
+    """Scores from 0 to hundreds: the largest first, or last, so that every block of keys raises the maximum, or few do."""
+    check_in_int16(rows_of_large_scores(rng, slope))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 3e4])
+def test_sums_as_large_as_they_get_in_int16(size):
+    """Every number is the largest there is: sums of products are just below 2^31, and weights all but as large."""
+    rows = np.full((1, 600, 3 * 2 * HEAD), size, np.float32)
+    rows[:, ::2, 4 * HEAD :] *= np.float32(0.999)
+    rows[:, :, 5 * HEAD :] *= -1
+    expected = references.self_attention(rows.astype(np.float64), heads=2)
+    np.testing.assert_allclose(run(self_attention_in_int16, rows, heads=2), expected, rtol=1e-3)
+
+
+def test_numbers_that_are_all_zero_in_int16(rng):
+    rows = rng.standard_normal((1, 70, 3 * 2 * HEAD), dtype=np.float32)
+    rows[:, 5, : 4 * HEAD] = rows[:, :, 5 * HEAD :] = 0
+    check_in_int16(rows)
+
+
+@pytest.mark.parametrize("where", [0, 2 * HEAD, 4 * HEAD])
+@pytest.mark.parametrize("what", [np.nan, np.inf])
+def test_what_is_no_number_stays_none_in_int16(rng, where, what):
+    """A query spoils itself, a key all queries of its head, a value its column."""
+    rows = rng.standard_normal((1, 300, 3 * 2 * HEAD), dtype=np.float32)
+    rows[0, 270, where] = what
+    found = np.isnan(run(self_attention_in_int16, rows, heads=2)).reshape(300, 2, HEAD)
+    expected = np.zeros_like(found)
+    expected[{0: (270, 0), 2 * HEAD: (slice(None), 0), 4 * HEAD: (slice(None), 0, 0)}[where]] = True
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "attention", [self_attention_in_bfloat16, self_attention_in_two_terms, self_attention_in_int16]
+)
+def test_no_rows_of_narrow_factors(attention):
     rows = np.zeros((1, 0, 3 * 2 * HEAD), np.float32)
     assert eager.call(attention, rows, heads=2).shape == (1, 0, 2 * HEAD)
 
