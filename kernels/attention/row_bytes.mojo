@@ -6,6 +6,8 @@
     O = O 2^(m' - m) + u (W V)     sums of integers, then float32
 
 Products are vpdpbusd's: the factor without sign is the key, as n + 128, whose 128 sum(Q) is taken off again, and the weight.
+Where they are lacking, bytes are widened to int16 and multiplied with Q and W as they are, W in 15 bits: the first and third of
+four bytes with one word, the second and fourth with another.
 
          16 words of Q1, 16 of Q0       16 words of W1, 16 of W0, for 64 values
          +---------------+              +---------------+
@@ -26,7 +28,7 @@ from std.memory import bitcast
 from std.memory.alloc import unsafe_alloc
 from std.utils.numerics import neg_inf
 
-from ..cpu.operand import dot, integers, largest_magnitude
+from ..cpu.operand import DOT_INT8, dot, integers, largest_magnitude, pair_words
 from ..cpu.prefetch import ask_for
 from ..cpu.tile import PANEL, VECTORS, WIDTH
 from ..data import Data
@@ -39,8 +41,8 @@ comptime HEAD_PANELS = HEAD // PANEL
 comptime _QUERY_STEPS = Float32(32639)
 """Largest Q: 127 * 256 + 127, two bytes with sign."""
 
-comptime _WEIGHT_STEPS = Float32(65535)
-"""Largest W: two bytes without sign."""
+comptime _WEIGHT_STEPS = Float32(65535 if DOT_INT8 else 32767)
+"""Largest W: two bytes without sign, or as many with it."""
 
 comptime _Sums = SIMD[DType.int32, WIDTH]
 comptime _Vector = SIMD[DType.float32, PANEL]
@@ -94,10 +96,17 @@ struct ByteRow(StripSoftmax):
         comptime for j in range(HEAD_PANELS):
             var q = integers(queries.unsafe_load[width=PANEL](j * PANEL), inverse) << 16 >> 16
             total += q
-            var upper = (q + 128) >> 8  # the lower byte has a sign
-            var bytes = self.memory.unsafe_bitcast[Int8]()
-            bytes.unsafe_store(j * PANEL, upper.cast[DType.int8]())
-            bytes.unsafe_store(HEAD + j * PANEL, q.cast[DType.int8]())
+            comptime if DOT_INT8:
+                var upper = (q + 128) >> 8  # the lower byte has a sign
+                var bytes = self.memory.unsafe_bitcast[Int8]()
+                bytes.unsafe_store(j * PANEL, upper.cast[DType.int8]())
+                bytes.unsafe_store(HEAD + j * PANEL, q.cast[DType.int8]())
+            else:
+                var fours = q.deinterleave()  # the first and third of four, the second and fourth
+                var words = self.memory.unsafe_bitcast[Int32]()
+                comptime for half in range(2):
+                    var pair = fours[half].deinterleave()
+                    words.unsafe_store(half * PANEL + 4 * j, pair_words(pair[0], pair[1]))
         self.offset = 128 * total.reduce_add()
         comptime for j in range(HEAD_PANELS):
             self.memory.unsafe_store(Self._OUTPUTS + j * PANEL, _Vector(0))
@@ -158,12 +167,18 @@ struct ByteRow(StripSoftmax):
         var unit = largest.reduce_max() / _WEIGHT_STEPS
         var inverse = 1 / unit if unit > 0 else 0
         for group in range(groups):
+            var w = Array[SIMD[DType.int32, PANEL], 4](uninitialized=True)
+            comptime for part in range(4):
+                w[part] = integers(scores.unsafe_load[width=PANEL](group * VALUE_GROUP + part * PANEL), inverse)
             var upper = SIMD[DType.int32, PANEL](0)
             var lower = SIMD[DType.int32, PANEL](0)
-            comptime for part in range(4):
-                var w = integers(scores.unsafe_load[width=PANEL](group * VALUE_GROUP + part * PANEL), inverse)
-                upper |= ((w >> 8) & 255) << Int32(8 * part)
-                lower |= (w & 255) << Int32(8 * part)
+            comptime if DOT_INT8:
+                comptime for part in range(4):
+                    upper |= ((w[part] >> 8) & 255) << Int32(8 * part)
+                    lower |= (w[part] & 255) << Int32(8 * part)
+            else:
+                upper = pair_words(w[0], w[2])
+                lower = pair_words(w[1], w[3])
             weights.unsafe_store(2 * group * PANEL, upper)
             weights.unsafe_store((2 * group + 1) * PANEL, lower)
         # What is no number in a weight, or in the scale of a value, is in the sum of all of them.
@@ -185,6 +200,37 @@ struct ByteRow(StripSoftmax):
         return self.sum
 
 
+@always_inline
+def _add_dots[signed: Bool](mut upper: _Sums, mut lower: _Sums, bytes: _Sums, high: Int32, low: Int32):
+    """Adds the products of four numbers of 16 bits and four bytes in each lane.
+
+    Parameters:
+        signed: Whether the bytes have a sign and the numbers none, or the other way round.
+
+    Args:
+        upper: Receives those of upper bytes, if there are such.
+        lower: Receives the others.
+        bytes: Four bytes in each lane.
+        high: The numbers' upper bytes, or the first and third of them.
+        low: Their lower bytes, or the second and fourth.
+    """
+    comptime if DOT_INT8:
+        comptime if signed:
+            upper = dot[DType.uint8](upper, _Sums(high), bytes)
+            lower = dot[DType.uint8](lower, _Sums(low), bytes)
+        else:
+            upper = dot[DType.uint8](upper, bytes, _Sums(high))
+            lower = dot[DType.uint8](lower, bytes, _Sums(low))
+    else:
+        var halves = bitcast[DType.int16, 2 * WIDTH](bytes)
+        var first = halves << 8 >> 8 if signed else halves & 255
+        var second = halves >> 8 if signed else bitcast[DType.int16, 2 * WIDTH](
+            bitcast[DType.uint16, 2 * WIDTH](bytes) >> 8
+        )
+        lower = dot[DType.int16](lower, bitcast[DType.int32, WIDTH](first), _Sums(high))
+        lower = dot[DType.int16](lower, bitcast[DType.int32, WIDTH](second), _Sums(low))
+
+
 @no_inline
 def _score[
     panels: Int
@@ -202,15 +248,17 @@ def _score[
     var lower = Array[_Sums, columns](fill=_Sums(0))
     var words = keys.unsafe_bitcast[Int32]()
     for row in range(PANEL):
-        var q1 = _Sums(query[unsafe_offset=row])
-        var q0 = _Sums(query[unsafe_offset=PANEL + row])
         comptime for j in range(columns):
             var place = j // VECTORS * (KEY_PANEL // 4) + (1 + row) * PANEL + j % VECTORS * WIDTH
             comptime if j % VECTORS == 0:
                 ask_for(later.unsafe_offset(4 * place))
-            var k = words.unsafe_load[width=WIDTH](place)
-            upper[j] = dot[DType.uint8](upper[j], k, q1)
-            lower[j] = dot[DType.uint8](lower[j], k, q0)
+            _add_dots[signed=False](
+                upper[j],
+                lower[j],
+                words.unsafe_load[width=WIDTH](place),
+                query[unsafe_offset=row],
+                query[unsafe_offset=PANEL + row],
+            )
     comptime for j in range(columns):
         var place = j // VECTORS * (KEY_PANEL // 4) + j % VECTORS * WIDTH
         comptime if j % VECTORS == 0:
@@ -240,15 +288,17 @@ def _add_values(
         comptime for j in range(HEAD_PANELS):
             ask_for(ahead.unsafe_offset(j * 4 * PANEL))
         for row in range(PANEL):
-            var w1 = _Sums(weights[unsafe_offset=2 * group * PANEL + row])
-            var w0 = _Sums(weights[unsafe_offset=(2 * group + 1) * PANEL + row])
             comptime for j in range(columns):
                 var place = (j // VECTORS * PANEL + row) * PANEL + j % VECTORS * WIDTH
                 comptime if j % VECTORS == 0:
                     ask_for(ahead.unsafe_offset(4 * (VALUE_GROUP + place)))
-                var v = words.unsafe_load[width=WIDTH](place)
-                upper[j] = dot[DType.uint8](upper[j], w1, v)
-                lower[j] = dot[DType.uint8](lower[j], w0, v)
+                _add_dots[signed=True](
+                    upper[j],
+                    lower[j],
+                    words.unsafe_load[width=WIDTH](place),
+                    weights[unsafe_offset=2 * group * PANEL + row],
+                    weights[unsafe_offset=(2 * group + 1) * PANEL + row],
+                )
     comptime for j in range(columns):
         var sum = upper[j].cast[DType.float32]().fma(256, lower[j].cast[DType.float32]())
         var o = output.unsafe_load[width=WIDTH](j * WIDTH) * correction

@@ -119,6 +119,6 @@ def add_graphs(module: "GraphModule", dims: ModelDimensions, device: str, dtype:
     reference = DeviceRef.GPU() if device == "gpu" else DeviceRef.CPU()
     attention = target.attention_factors(rounded=dtype in packed.ROUNDED) if device == "cpu" else None
     # The audio's keys and values are most of what a step of int8 reads: bytes, where there are products of them.
-    audio_caches = DType.int8 if device == "cpu" and dtype == "int8" and target.multiplies_bfloat16() else caches
+    audio_caches = DType.int8 if attention and dtype == "int8" else caches
     weights = Weights(packed.recipes(dims, dtype, device), caches, audio_caches, attention, reference)
     graphs.build(module, dims, weights)

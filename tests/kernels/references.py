@@ -160,22 +160,15 @@ def pack_integers(rows: np.ndarray, heads: int) -> tuple[np.ndarray, np.ndarray]
     return keys, with_scales(panels(numbers, 16, 64), scales)
 
 
-def self_attention_in_int16(rows, heads: int):
+def self_attention_in_int16(rows):
     """Attention of all rows over all rows, of rounded queries, keys and values (B, S, 3 * H * 64), and what weights of 14
     bits, each within 7.5e-5 of itself before it is rounded, may move it by: distances from the mean, so weighted."""
-    batch, length, _ = rows.shape
     q, k, v = heads_of(rows, 3)
+    batch, heads, length, _ = q.shape
     q, k = (np.multiply(*integers(x, steps), dtype=np.float64) for x, steps in ((q, 8191), (k, 4095)))
     groups = np.pad(v, ((0, 0), (0, 0), (0, -length % 64), (0, 0))).reshape(batch, heads, -1, 64, HEAD)
     v = np.multiply(*integers(groups, 2047, 3), dtype=np.float64).reshape(batch, heads, -1, HEAD)[:, :, :length]
-    scores = q @ k.swapaxes(2, 3) / math.sqrt(HEAD)
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    total = p.sum(-1, keepdims=True)
-    o = p @ v / total
-    errors = 0.5 / 16383 + 7.5e-5 * p
-    far = [np.einsum("bhqk,bhqk->bhq", errors, abs(v[..., j][:, :, None] - o[..., j, None])) for j in range(HEAD)]
-    error = np.stack(far, -1) / total
-    return (x.swapaxes(1, 2).reshape(batch, length, -1) for x in (o, error))
+    return _attention_and_error(q, k, v, lambda p: 0.5 / 16383 + 7.5e-5 * p)
 
 
 def attention_of_heads(queries, k, v, *, first_visible: int | None = None):
@@ -197,19 +190,29 @@ def self_attention(rows, *, heads: int):
     return attention_of_heads(rows, k, v)
 
 
-def self_attention_in_bfloat16(rows, heads: int):
-    """Attention of all rows over all rows, of rounded queries, keys and values (B, S, 3 * H * 64), and the mean of |v - o|
-    with the same weights: what an error of theirs is multiplied with."""
-    batch, length, _ = rows.shape
-    q, k, v = as_bfloat16(rows).reshape(batch, length, 3, heads, -1).transpose(2, 0, 3, 1, 4)
-    scores = q @ k.swapaxes(2, 3) / math.sqrt(q.shape[-1])
+def self_attention_and_spread(rows):
+    """Attention of all rows over all rows (B, S, 3 * H * 64), and the mean of |v - o| with the same weights: what an error
+    of theirs, relative to each, is multiplied with."""
+    return _attention_and_error(*heads_of(rows, 3), lambda p: p)
+
+
+def self_attention_in_bfloat16(rows):
+    """The same of rounded queries, keys and values."""
+    return self_attention_and_spread(as_bfloat16(rows))
+
+
+def _attention_and_error(q, k, v, error_of):
+    """Attention (B, S, H * 64) of heads (B, H, S, 64), and what errors of weights, functions of their ratio to a query's
+    largest, may move it by: the sum of theirs times |v - o|."""
+    batch, heads, length, head = q.shape
+    scores = q @ k.swapaxes(2, 3) / math.sqrt(head)
     p = np.exp(scores - scores.max(-1, keepdims=True))
-    p /= p.sum(-1, keepdims=True)
-    o = p @ v
-    spread = np.stack(
-        [np.einsum("bhqk,bhqk->bhq", p, abs(v[..., j][:, :, None] - o[..., j, None])) for j in range(q.shape[-1])], -1
-    )
-    return (x.swapaxes(1, 2).reshape(batch, length, -1) for x in (o, spread))
+    total = p.sum(-1, keepdims=True)
+    o = p @ v / total
+    errors = error_of(p)
+    far = [np.einsum("bhqk,bhqk->bhq", errors, abs(v[..., j][:, :, None] - o[..., j, None])) for j in range(head)]
+    error = np.stack(far, -1) / total
+    return tuple(x.swapaxes(1, 2).reshape(batch, length, heads * head) for x in (o, error))
 
 
 def conv1d(x, weight, bias, positions=None, *, stride: int):

@@ -71,7 +71,7 @@ def reference(x: np.ndarray, w: list[np.ndarray], heads: int, factors: str) -> n
     x = x.astype(np.float64)
     rows = references.linear(references.layer_norm(x, *w[:2]), *w[2:4])
     attention = {"bfloat16": references.self_attention_in_bfloat16, "int16": references.self_attention_in_int16}
-    attended, _ = attention[factors](rows, heads)
+    attended, _ = attention[factors](rows)
     y = references.linear(attended, *w[4:6]) + x
     hidden = references.linear(references.layer_norm(y, *w[6:8]), *w[8:10], gelu=True)
     return references.linear(hidden, *w[10:12]) + y
