@@ -26,7 +26,7 @@ from std.utils.numerics import neg_inf
 
 from ..cpu.exp2 import exp2_integers
 from ..cpu.narrow import add_dots
-from ..cpu.operand import dot, pair_words
+from ..cpu.operand import ONES, dot, pair_words
 from ..cpu.tile import PANEL, ROWS, VECTORS, WIDTH, tile_panels
 from ..data import Data
 from ..math import exp2
@@ -40,9 +40,6 @@ comptime _QUERY_STEPS = Float32(8191)
 
 comptime _LEAST_SCALE = Float32(1e-30)
 """A query of less is one of zeros: minus infinity, of a key that is not there, times its scale must stay what it is."""
-
-comptime _ONES = SIMD[DType.int32, WIDTH](0x10001)
-"""Pairs of 1."""
 
 comptime _Vector = SIMD[DType.float32, PANEL]
 
@@ -228,7 +225,7 @@ struct Int16Strips(RoundedSoftmax):
                 var high = exp2_integers(scores.unsafe_load[width=WIDTH](j + PANEL + v), new, factor)
                 var pairs = pair_words(bitcast[DType.int32, WIDTH](low), bitcast[DType.int32, WIDTH](high))
                 words.unsafe_store(j // 2 + v, pairs)
-                total = dot[DType.int16](total, pairs, _ONES)
+                total = dot[DType.int16](total, pairs, ONES)
         var correction = exp2((old - new) * factor)
         self.memory[unsafe_offset=Self._MAXIMA + query] = new
         var l = self.memory[unsafe_offset=Self._TOTALS + query]

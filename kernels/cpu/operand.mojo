@@ -129,6 +129,34 @@ def dot[
             return sums + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16)
 
 
+comptime ADDS_PAIRS_OF_BYTES = CompilationTarget.is_x86()
+"""Whether `add_pairs_of_bytes` is one instruction and an addition."""
+
+
+@always_inline
+def add_pairs_of_bytes(
+    sums: SIMD[DType.int32, WIDTH], a: SIMD[DType.int32, WIDTH], b: SIMD[DType.int32, WIDTH]
+) -> SIMD[DType.int32, WIDTH]:
+    """Adds the products of bytes without sign and bytes with it, two by two, to sums of int16 (vpmaddubsw).
+
+    Args:
+        sums: Two int16 in each lane, that neither they nor any pair's sum may exceed.
+        a: Four bytes without sign in each lane.
+        b: Four bytes with sign in each lane.
+    """
+    comptime assert ADDS_PAIRS_OF_BYTES, "only x86 has the instruction"
+    comptime name = "llvm.x86.avx512.pmaddubs.w.512" if WIDTH == 16 else (
+        "llvm.x86.avx2.pmadd.ub.sw" if WIDTH == 8 else "llvm.x86.ssse3.pmadd.ub.sw.128"
+    )
+    var pairs = llvm_intrinsic[name, SIMD[DType.int16, 2 * WIDTH]](
+        bitcast[DType.uint8, 4 * WIDTH](a), bitcast[DType.int8, 4 * WIDTH](b)
+    )
+    return bitcast[DType.int32, WIDTH](bitcast[DType.int16, 2 * WIDTH](sums) + pairs)
+
+
+comptime ONES = SIMD[DType.int32, WIDTH](0x10001)
+"""Pairs of 1 in int16: their dot product with pairs is the sum of each."""
+
 comptime _ROUND = Float32(12582912)
 """1.5 * 2^23: adding it rounds to an integer that stands, as two's complement, in the low bits."""
 

@@ -5,16 +5,16 @@
     |rough[b, v] - logit[b, v]| <= |x[b]| * error[v] + |x[b] - what x[b] is rounded to| * norm[v]
 
 by Cauchy and Schwarz: error[v] is the norm of what rounding took from token v, norm[v] that of what it left. n has 4 bits;
-x is rounded to 12, so its part of the bound is a hundredth, or to 8 where there is an instruction for bytes: a fifth.
+x is rounded to 8, so its part of the bound is a fifth, or to 12 where there is no instruction for bytes: a hundredth.
 
     panel: 16 tokens          +--------+--------+---------------+----------------------------------+
     rows of 64 bytes          | errors | norms  | scales, half  | 8 rows for each group: in a row  |
                               |        |        | a row a group | 8 neighbouring k of each token   |
                               +--------+--------+---------------+----------------------------------+
 
-A word of 4 bytes holds 8 k of a token, two in each of four shifts: they meet x two at a time, as the operands of
-`operand.mojo` do that are int16 (vpmaddwd, of which every CPU has a kind), and sum up in int32 over a group. Or four at a
-time, as bytes n + 8 without sign (vpdpbusd), in a third of the instructions; then a group's sum begins with -8 sum x.
+A word of 4 bytes holds 8 k of a token. They meet x four at a time, as bytes n + 8 without sign, and -8 sum x is added to a
+group's sum: in int32 (vpdpbusd), or in int16, of which a group's 16 pairs of products need two, one for each four bits of a
+byte, 8 * 2 * 15 * 127 < 2^15 (vpmaddubsw). Elsewhere two at a time, as the operands of `operand.mojo` that are int16.
 
 Cost for B rows: 2*B*V*D operations, V * (D / 2 + D / 32 + 8) bytes: 11 MB for tiny, where float16 has 39.8.
 """
@@ -25,7 +25,7 @@ from std.memory import bitcast
 from std.memory.alloc import unsafe_alloc
 
 from ..cpu.matmul import multiply
-from ..cpu.operand import DOT_INT8, dot, integers, row_scale
+from ..cpu.operand import ADDS_PAIRS_OF_BYTES, DOT_INT8, ONES, add_pairs_of_bytes, dot, integers, row_scale
 from ..cpu.prefetch import ask_for
 from ..cpu.threads import Workers
 from ..cpu.tile import PANEL, VECTORS, WIDTH, widened
@@ -41,7 +41,7 @@ comptime ROW_BYTES = 4 * PANEL
 comptime _WORDS = GROUP // 8
 """Rows of a group: 8 columns each."""
 
-comptime _BYTES = DOT_INT8
+comptime _BYTES = DOT_INT8 or ADDS_PAIRS_OF_BYTES
 """Whether x is rounded to bytes."""
 
 comptime _operand = DType.int8 if _BYTES else DType.int16
@@ -50,10 +50,13 @@ comptime _operand = DType.int8 if _BYTES else DType.int16
 comptime _X_WORDS = GROUP // 4 if _BYTES else GROUP // 2
 """Times 4 bytes of x in a group."""
 
+comptime _SIGNS = Int32(-2004318072)
+"""0x88888888: adds 8 to eight numbers of four bits."""
+
 comptime _CHAINS = 2 if _BYTES else 1
 """Sums of a group for each row and token: an instruction waits for the last but one, not for the one before."""
 
-comptime _TOGETHER = 8 if _BYTES else 4
+comptime _TOGETHER = 8 if DOT_INT8 else 4
 """Rows of x that meet a panel at once."""
 
 
@@ -117,7 +120,7 @@ def _rough_tile[
         var totals = Array[SIMD[DType.float32, WIDTH], rows * columns](fill=SIMD[DType.float32, WIDTH](0))
         for g in range(groups):
             var sums = Array[SIMD[DType.int32, WIDTH], _CHAINS * rows * columns](fill=SIMD[DType.int32, WIDTH](0))
-            comptime if _BYTES:
+            comptime if DOT_INT8:
                 comptime for i in range(rows):
                     comptime for v in range(columns):
                         sums[i * columns + v] = SIMD[DType.int32, WIDTH](starts[unsafe_offset=i * groups + g])
@@ -130,7 +133,8 @@ def _rough_tile[
                     comptime for v in range(columns):
                         var word = words.unsafe_load[width=WIDTH]((g * _WORDS + w) * PANEL + (first + v) * WIDTH)
                         comptime if _BYTES:
-                            n[v] = ((word >> 4 if step else word) ^ 0x08080808) & 0x0F0F0F0F
+                            word ^= _SIGNS
+                            n[v] = (word >> 4 if step else word) & 0x0F0F0F0F
                         else:
                             var pairs = bitcast[DType.int16, 2 * WIDTH](word) << Int16(12 - 4 * step) >> 12
                             n[v] = bitcast[DType.int32, WIDTH](pairs)
@@ -140,17 +144,28 @@ def _rough_tile[
                         )
                         comptime for v in range(columns):
                             comptime at = (step % _CHAINS * rows + i) * columns + v
-                            comptime if _BYTES:
+                            comptime if DOT_INT8:
                                 sums[at] = dot[DType.uint8](sums[at], n[v], x_k)
+                            elif _BYTES:
+                                sums[at] = add_pairs_of_bytes(sums[at], n[v], x_k)
                             else:
                                 sums[at] = dot[DType.int16](sums[at], x_k, n[v])
             comptime for v in range(columns):
                 var scale = widened(halves, g * PANEL + (first + v) * WIDTH)
                 comptime for i in range(rows):
                     comptime at = i * columns + v
+                    var sum = sums[at]
+                    comptime if _BYTES and not DOT_INT8:
+                        sum = dot[DType.int16](
+                            SIMD[DType.int32, WIDTH](starts[unsafe_offset=i * groups + g]), sum, ONES
+                        )
                     comptime for chain in range(1, _CHAINS):
-                        sums[at] += sums[chain * rows * columns + at]
-                    totals[at] = sums[at].cast[DType.float32]().fma(scale, totals[at])
+                        var other = sums[chain * rows * columns + at]
+                        comptime if DOT_INT8:
+                            sum += other
+                        else:
+                            sum = dot[DType.int16](sum, other, ONES)
+                    totals[at] = sum.cast[DType.float32]().fma(scale, totals[at])
         comptime for i in range(rows):
             var scale = SIMD[DType.float32, WIDTH](scales[unsafe_offset=i])
             var shift = SIMD[DType.float32, WIDTH](shifts[unsafe_offset=i * shift_stride])
