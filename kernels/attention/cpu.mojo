@@ -15,8 +15,9 @@ first-level cache, the block of keys and values stays in the second while the st
           +----------+----------+-- -       O_j = exp(m_{j-1} - m_j) O_{j-1} + P_j V_j
                                          at the end O = O_n / l_n
 
-That step is where bodies differ: `strip_float32.mojo`, and for keys and values of bfloat16 `strip_bfloat16.mojo`, or
-`strip_split.mojo` where two of them stand for a float32; `row_bytes.mojo` for keys and values of bytes and few queries.
+That step is where bodies differ: `strip_float32.mojo`; for keys and values of bfloat16 `strip_bfloat16.mojo`, or
+`strip_split.mojo` where two of them stand for a float32; `strip_int16.mojo` for those of int16; `row_bytes.mojo` for those of
+bytes and few queries.
 
 Cost: 4 * B*H*T*S*64 operations and B*H*T*S exponentials; bytes: Q and O once, K and V once per block of queries. One query
 per head (decoding) is bound by reading K and V: 2 * B*H*S*64 elements.

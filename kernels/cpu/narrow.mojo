@@ -5,8 +5,8 @@
              panels, read where they lie        for a block of rows that fits the second cache:
             +----+----+----+----+                 round it to operands, once, in strips
             |    |    |    |    |                 for a tile's width of panels:
-            +----+----+----+----+                   for every strip: the tile's sums, their scales, the epilogue
-    +-----+ +----+----+
+            +----+----+----+----+                   int16 and many rows: widen their bytes
+    +-----+ +----+----+                             for every strip: the tile's sums, their scales, the epilogue
     |strip| |tile|    |
     +-----+ +----+----+
 

@@ -193,7 +193,8 @@ def self_attention(rows, *, heads: int):
 def self_attention_and_spread(rows):
     """Attention of all rows over all rows (B, S, 3 * H * 64), and the mean of |v - o| with the same weights: what an error
     of theirs, relative to each, is multiplied with."""
-    return _attention_and_error(*heads_of(rows, 3), lambda p: p)
+    q, k, v = heads_of(rows, 3)
+    return _attention_and_error(q, k, v, lambda p: p)
 
 
 def self_attention_in_bfloat16(rows):
