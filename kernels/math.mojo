@@ -71,6 +71,20 @@ comptime _ROUND = Float32(12582912 + 127)
 
 
 @always_inline
+def multiply_add[
+    width: SIMDLength, //
+](x: SIMD[DType.float32, width], y: SIMD[DType.float32, width], z: SIMD[DType.float32, width]) -> SIMD[
+    DType.float32, width
+]:
+    """Computes x * y + z, rounded once where there is an instruction for it: without, that would be a function's call for every
+    number, and it is rounded twice."""
+    comptime if not is_gpu() and CompilationTarget.is_x86() and not CompilationTarget._has_feature["fma"]():
+        return x * y + z
+    else:
+        return x.fma(y, z)
+
+
+@always_inline
 def horner[
     width: SIMDLength, size: Int, //, coefficients: Array[Float32, size]
 ](x: SIMD[DType.float32, width]) -> SIMD[DType.float32, width]:
@@ -79,7 +93,7 @@ def horner[
     var y = SIMD[DType.float32, width](leading)
     comptime for i in reversed(range(size - 1)):
         comptime coefficient = coefficients[i]
-        y = y.fma(x, SIMD[DType.float32, width](coefficient))
+        y = multiply_add(y, x, SIMD[DType.float32, width](coefficient))
     return y
 
 
@@ -179,5 +193,5 @@ def gelu_to_half[width: Int](x: SIMD[DType.float32, width]) -> SIMD[DType.float3
         c = max(min(x, edge), -edge)
     else:
         c = x.gt(edge).select(edge, larger(x, -edge))
-    var t = (c * Float32(2 / 4.8**2)).fma(c, SIMD[DType.float32, width](-1))
-    return x * c.fma(horner[_GELU](t), SIMD[DType.float32, width](0.5))
+    var t = multiply_add(c * Float32(2 / 4.8**2), c, SIMD[DType.float32, width](-1))
+    return x * multiply_add(c, horner[_GELU](t), SIMD[DType.float32, width](0.5))

@@ -24,7 +24,7 @@ from ..cpu.threads import Workers
 from ..cpu.tile import PANEL
 from ..cpu.transpose import transpose
 from ..data import Data
-from ..math import larger
+from ..math import larger, multiply_add
 from .strip import HEAD
 
 comptime VALUE_GROUP = 4 * PANEL
@@ -107,7 +107,7 @@ def _scale(x: Array[_Vector, HEAD // PANEL]) -> Float32:
     var poison = _Vector(0)
     comptime for j in range(HEAD // PANEL):
         largest = larger(largest, abs(x[j]))
-        poison = x[j].fma(_Vector(0), poison)
+        poison = multiply_add(x[j], _Vector(0), poison)
     return largest.reduce_max() / steps[DType.int8] + poison.reduce_add()
 
 

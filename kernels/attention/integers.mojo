@@ -21,7 +21,7 @@ from ..cpu.threads import ForkJoin
 from ..cpu.tile import PANEL
 from ..cpu.transpose import transpose
 from ..data import Data
-from ..math import larger
+from ..math import larger, multiply_add
 from .strip import HEAD
 
 comptime VALUE_GROUP = 64
@@ -164,7 +164,7 @@ def head_scale(x: Data[DType.float32]) -> Float32:
     comptime for j in range(HEAD // PANEL):
         var value = x.unsafe_load[width=PANEL](j * PANEL)
         largest = larger(largest, abs(value))
-        poison = value.fma(_Vector(0), poison)
+        poison = multiply_add(value, _Vector(0), poison)
     return largest.reduce_max() + poison.reduce_add()
 
 
@@ -176,7 +176,7 @@ def _store_values(panel: Data[DType.int32], rows: Data[DType.float32], stride: I
     for row in range(count):
         var value = rows.unsafe_load[width=PANEL](row * stride)
         largest = larger(largest, abs(value))
-        poison = value.fma(_Vector(0), poison)
+        poison = multiply_add(value, _Vector(0), poison)
     var scales = (largest + poison) / VALUE_STEPS
     panel.unsafe_bitcast[Float32]().unsafe_store(0, scales)
     var inverse = scales.gt(0).select(1 / scales, _Vector(0))

@@ -32,7 +32,7 @@ from ..cpu.operand import DOT_INT8, dot, integers, largest_magnitude, pair_words
 from ..cpu.prefetch import ask_for
 from ..cpu.tile import PANEL, VECTORS, WIDTH
 from ..data import Data
-from ..math import exp2, larger
+from ..math import exp2, larger, multiply_add
 from .bytes import KEY_PANEL, VALUE_GROUP, VALUES
 from .strip import HEAD, SCALE, StripSoftmax, largest_lanes
 
@@ -157,7 +157,7 @@ struct ByteRow(StripSoftmax):
         var total = _Vector(0)
         var largest = _Vector(0)
         for j in range(0, groups * VALUE_GROUP, PANEL):
-            var p = exp2(scores.unsafe_load[width=PANEL](j).fma(SCALE, -new))
+            var p = exp2(multiply_add(scores.unsafe_load[width=PANEL](j), SCALE, -new))
             total += p
             var scales = v.unsafe_offset(j // VALUE_GROUP * VALUES).unsafe_bitcast[Float32]()
             p *= scales.unsafe_load[width=PANEL](j % VALUE_GROUP)
@@ -300,6 +300,6 @@ def _add_values(
                     weights[unsafe_offset=(2 * group + 1) * PANEL + row],
                 )
     comptime for j in range(columns):
-        var sum = upper[j].cast[DType.float32]().fma(256, lower[j].cast[DType.float32]())
+        var sum = multiply_add(upper[j].cast[DType.float32](), 256, lower[j].cast[DType.float32]())
         var o = output.unsafe_load[width=WIDTH](j * WIDTH) * correction
-        output.unsafe_store(j * WIDTH, sum.fma(unit, o))
+        output.unsafe_store(j * WIDTH, multiply_add(sum, unit, o))

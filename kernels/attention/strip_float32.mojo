@@ -16,7 +16,7 @@ from std.utils.numerics import neg_inf
 
 from ..cpu.tile import PANEL, ROWS, WIDTH, multiply_tile
 from ..data import Data
-from ..math import exp2
+from ..math import exp2, multiply_add
 from .strip import HEAD, SCALE, StripSoftmax, largest_lanes
 
 comptime HEAD_PANELS = HEAD // PANEL
@@ -118,7 +118,9 @@ struct Float32Strips[queries_type: DType, keys_type: DType](StripSoftmax):
             var correction = SIMD[DType.float32, WIDTH](corrections[unsafe_offset=i])
             var sums = self.sums(first + i)
             for j in range(0, HEAD, WIDTH):
-                var o = sums.unsafe_load[width=WIDTH](j).fma(correction, added.unsafe_load[width=WIDTH](i * HEAD + j))
+                var o = multiply_add(
+                    sums.unsafe_load[width=WIDTH](j), correction, added.unsafe_load[width=WIDTH](i * HEAD + j)
+                )
                 sums.unsafe_store(j, o)
 
     def finish[causal: Bool](mut self, count: Int):
@@ -155,7 +157,7 @@ def _soften(
     var new = max(old, largest_lanes[WIDTH](scores, padded).reduce_max() * SCALE)
     var sum = SIMD[DType.float32, WIDTH](0)
     for j in range(0, padded, WIDTH):
-        var p = exp2(scores.unsafe_load[width=WIDTH](j).fma(SIMD[DType.float32, WIDTH](SCALE), -new))
+        var p = exp2(multiply_add(scores.unsafe_load[width=WIDTH](j), SIMD[DType.float32, WIDTH](SCALE), -new))
         scores.unsafe_store(j, p)
         sum += p
     var correction = exp2(old - new)

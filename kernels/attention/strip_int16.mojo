@@ -29,7 +29,7 @@ from ..cpu.narrow import add_dots
 from ..cpu.operand import ONES, dot, pair_words
 from ..cpu.tile import PANEL, ROWS, VECTORS, WIDTH, tile_panels
 from ..data import Data
-from ..math import exp2
+from ..math import exp2, multiply_add
 from .integers import PANEL_WORDS, VALUE_GROUP, WORDS, head_scale, integer_rows_of_group, paired, reciprocal
 from .strip import HEAD, SCALE, RoundedSoftmax, largest_lanes
 
@@ -121,7 +121,7 @@ struct Int16Strips(RoundedSoftmax):
         var scales = keys.unsafe_bitcast[Float32]()
         var poison = _Vector(0)
         for panel in range(ceildiv(capacity, PANEL)):
-            poison = scales.unsafe_load[width=PANEL](panel * PANEL_WORDS).fma(_Vector(0), poison)
+            poison = multiply_add(scales.unsafe_load[width=PANEL](panel * PANEL_WORDS), _Vector(0), poison)
         self.poison = poison.reduce_add()
 
     def begin(mut self, queries: Data[DType.float32], stride: Int, count: Int):
@@ -252,7 +252,7 @@ struct Int16Strips(RoundedSoftmax):
                     var o = self.sums(first + i).unsafe_offset(panel * PANEL)
                     comptime for j in range(together * VECTORS):
                         var so_far = o.unsafe_load[width=WIDTH](j * WIDTH)
-                        o.unsafe_store(j * WIDTH, so_far.fma(correction, sums[i * together * VECTORS + j]))
+                        o.unsafe_store(j * WIDTH, multiply_add(so_far, correction, sums[i * together * VECTORS + j]))
 
     def finish[causal: Bool](mut self, count: Int):
         """Every step has left nothing behind."""

@@ -31,7 +31,7 @@ from ..cpu.operand import HARDWARE_AMX
 from ..cpu.split_amx import TERMS, WORDS, multiply_terms, split_pairs, split_strip
 from ..cpu.tile import PANEL
 from ..data import Data
-from ..math import exp2
+from ..math import exp2, multiply_add
 from .pairs import KEY_GROUP
 from .strip import HEAD, HEADROOM, SCALE, StripSoftmax, largest_lanes
 
@@ -180,8 +180,8 @@ struct SplitStrips(StripSoftmax):
             for group in range(groups):
                 var x = scores.unsafe_load[width=PANEL](group * KEY_GROUP)
                 var y = scores.unsafe_load[width=PANEL](group * KEY_GROUP + PANEL)
-                x = exp2(x.fma(_Vector(SCALE), -m))
-                y = exp2(y.fma(_Vector(SCALE), -m))
+                x = exp2(multiply_add(x, _Vector(SCALE), -m))
+                y = exp2(multiply_add(y, _Vector(SCALE), -m))
                 total += x + y
                 var pairs = split_pairs(x, y)
                 comptime for t in range(TERMS):

@@ -21,6 +21,7 @@ from std.memory import bitcast, stack_allocation
 from std.sys import llvm_intrinsic
 
 from ..data import Data
+from ..math import multiply_add
 from .beside import Beside, keep_apart
 from .operand import HARDWARE_AMX
 
@@ -180,9 +181,11 @@ struct EmulatedTiles(TileUnit):
                 var b_k = self._row[b](k).unsafe_load[width=16](0)
                 comptime if operand == DType.bfloat16:
                     var total = bitcast[DType.float32, 16](sums)
-                    total = bitcast[DType.float32, 16](a_k << 16).fma(bitcast[DType.float32, 16](b_k << 16), total)
-                    total = bitcast[DType.float32, 16](a_k & -65536).fma(
-                        bitcast[DType.float32, 16](b_k & -65536), total
+                    total = multiply_add(
+                        bitcast[DType.float32, 16](a_k << 16), bitcast[DType.float32, 16](b_k << 16), total
+                    )
+                    total = multiply_add(
+                        bitcast[DType.float32, 16](a_k & -65536), bitcast[DType.float32, 16](b_k & -65536), total
                     )
                     sums = bitcast[DType.int32, 16](total)
                 else:

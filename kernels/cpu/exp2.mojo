@@ -36,7 +36,7 @@ Schraudolph, "A Fast, Compact Approximation of the Exponential Function", Neural
 from std.memory import bitcast
 from std.sys import CompilationTarget, llvm_intrinsic
 
-from ..math import exp2, exp2_bits, horner, larger
+from ..math import exp2, exp2_bits, horner, larger, multiply_add
 
 comptime EXP2_STEPS = Float32(128)
 """Steps of t from one power of two to the next."""
@@ -111,8 +111,8 @@ def exp2_pairs[
         Pairs of bfloat16: the power for `low[i]` in the lower half of word i, that for `high[i]` in the upper.
     """
     var scale = SIMD[DType.float32, 16](factor)
-    var x = low.fma(scale, SIMD[DType.float32, 16](offset))
-    var y = high.fma(scale, SIMD[DType.float32, 16](high_offset))
+    var x = multiply_add(low, scale, SIMD[DType.float32, 16](offset))
+    var y = multiply_add(high, scale, SIMD[DType.float32, 16](high_offset))
     comptime if not bounded:
         x = max(x, SIMD[DType.float32, 16](_ZERO + _LEAST))
         y = max(y, SIMD[DType.float32, 16](_HIGH_ZERO + _LEAST))
@@ -153,7 +153,7 @@ def exp2_integers[
         factor: From a score to a power of two.
     """
     comptime Vector = SIMD[DType.float32, width]
-    var x = (score - Vector(maximum)).fma(Vector(factor), Vector(_LOG2_LARGEST))
+    var x = multiply_add(score - Vector(maximum), Vector(factor), Vector(_LOG2_LARGEST))
     x = larger(x, Vector(-2))  # what is less than a half becomes 0 in any case
     var f, power = exp2_bits(x, x)
-    return horner[_EXP2](f).fma(power, Vector(ZERO_WEIGHT))
+    return multiply_add(horner[_EXP2](f), power, Vector(ZERO_WEIGHT))

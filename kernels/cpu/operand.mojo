@@ -34,7 +34,7 @@ from std.sys import CompilationTarget, llvm_intrinsic, size_of
 from std.sys.defines import get_defined_string
 
 from ..data import Data
-from ..math import larger
+from ..math import larger, multiply_add
 from .tile import WIDTH
 
 comptime EMULATED = get_defined_string["MAX_WHISPER_EMULATE", ""]()
@@ -100,8 +100,10 @@ def dot[
                 total, bitcast[DType.bfloat16, 2 * WIDTH](a), bitcast[DType.bfloat16, 2 * WIDTH](b)
             )
         else:
-            total = bitcast[DType.float32, WIDTH](a << 16).fma(bitcast[DType.float32, WIDTH](b << 16), total)
-            total = bitcast[DType.float32, WIDTH](a & -65536).fma(bitcast[DType.float32, WIDTH](b & -65536), total)
+            total = multiply_add(bitcast[DType.float32, WIDTH](a << 16), bitcast[DType.float32, WIDTH](b << 16), total)
+            total = multiply_add(
+                bitcast[DType.float32, WIDTH](a & -65536), bitcast[DType.float32, WIDTH](b & -65536), total
+            )
         return bitcast[DType.int32, WIDTH](total)
     elif operand == DType.uint8:
         comptime if HARDWARE_DOT_INT8:
@@ -169,7 +171,7 @@ def largest_magnitude(x: Data[DType.float32], depth: Int) -> Float32:
     for k in range(0, depth // lanes * lanes, lanes):
         var value = x.unsafe_load[width=lanes](k)
         most = larger(most, abs(value))
-        poison = value.fma(SIMD[DType.float32, lanes](0), poison)
+        poison = multiply_add(value, SIMD[DType.float32, lanes](0), poison)
     var top = most.reduce_max()
     var bad = poison.reduce_add()
     for k in range(depth // lanes * lanes, depth // WIDTH * WIDTH, WIDTH):
@@ -212,7 +214,7 @@ def pair_words[
 def integers(x: SIMD[DType.float32, 16], inverse: SIMD[DType.float32, 16]) -> SIMD[DType.int32, 16]:
     """The integers nearest to x * inverse, ties to even, in the lower 22 bits of each word; what the upper hold does not count.
     """
-    return bitcast[DType.int32, 16](x.fma(inverse, SIMD[DType.float32, 16](_ROUND)))
+    return bitcast[DType.int32, 16](multiply_add(x, inverse, SIMD[DType.float32, 16](_ROUND)))
 
 
 @always_inline

@@ -38,6 +38,7 @@ from std.memory import bitcast
 from std.sys import CompilationTarget, simd_width_of, size_of
 
 from ..data import Data
+from ..math import multiply_add
 from .prefetch import ask_for
 
 comptime PANEL = 16
@@ -220,14 +221,14 @@ def _multiply_tile[
             comptime for i in range(rows):
                 var a_ik = load_a(i, 0)
                 comptime for j in range(columns):
-                    sums[i * columns + j] = a_ik.fma(b_k[j], sums[i * columns + j])
+                    sums[i * columns + j] = multiply_add(a_ik, b_k[j], sums[i * columns + j])
         else:  # one register of b after the other is widened and used up
             comptime for j in range(columns):
                 var b_row = load_row(j)
                 comptime for which in range(count):
                     var b_k = _widen[b_type, which](b_row)
                     comptime for i in range(rows):
-                        sums[i * columns + j] = load_a(i, which).fma(b_k, sums[i * columns + j])
+                        sums[i * columns + j] = multiply_add(load_a(i, which), b_k, sums[i * columns + j])
 
     var whole = depth // G * G
     comptime step = G * (UNROLLED if rows == ROWS else 1)

@@ -30,6 +30,7 @@ from ..cpu.prefetch import ask_for
 from ..cpu.threads import Workers
 from ..cpu.tile import PANEL, VECTORS, WIDTH, widened
 from ..data import Data
+from ..math import multiply_add
 from .states import States, StoreEpilogue
 
 comptime GROUP = 64
@@ -165,12 +166,12 @@ def _rough_tile[
                             sum += other
                         else:
                             sum = dot[DType.int16](sum, other, ONES)
-                    totals[at] = sum.cast[DType.float32]().fma(scale, totals[at])
+                    totals[at] = multiply_add(sum.cast[DType.float32](), scale, totals[at])
         comptime for i in range(rows):
             var scale = SIMD[DType.float32, WIDTH](scales[unsafe_offset=i])
             var shift = SIMD[DType.float32, WIDTH](shifts[unsafe_offset=i * shift_stride])
             comptime for v in range(columns):
-                var logits = totals[i * columns + v].fma(scale, shift)
+                var logits = multiply_add(totals[i * columns + v], scale, shift)
                 rough.unsafe_store(i * rough_stride + (first + v) * WIDTH, logits)
 
 

@@ -10,6 +10,7 @@ from ..cpu.epilogue import Epilogue
 from ..cpu.threads import Workers
 from ..cpu.tile import WIDTH, widened
 from ..data import Data
+from ..math import multiply_add
 
 comptime _SUMS = 4
 """Sums side by side, so that no addition waits for the one before."""
@@ -103,8 +104,8 @@ struct States(TrivialRegisterPassable):
         for k in range(0, whole, step):
             comptime for i in range(_SUMS):
                 var x = h.unsafe_load[width=WIDTH](k + i * WIDTH)
-                sums[i] = widened(e, k + i * WIDTH).fma(x, sums[i])
+                sums[i] = multiply_add(widened(e, k + i * WIDTH), x, sums[i])
         var total = ((sums[0] + sums[1]) + (sums[2] + sums[3])).reduce_add()
         for k in range(whole, self.depth):
-            total = e[unsafe_offset=k].cast[DType.float32]().fma(h[unsafe_offset=k], total)
+            total = multiply_add(e[unsafe_offset=k].cast[DType.float32](), h[unsafe_offset=k], total)
         return total

@@ -26,6 +26,7 @@ from std.sys import simd_width_of, size_of
 
 from ..cpu.threads import Workers, grain
 from ..data import Data
+from ..math import multiply_add
 
 comptime LANES = 4 * simd_width_of[DType.float32]()
 """Floats taken at once: four registers, so that one addition need not wait for the one before it."""
@@ -56,11 +57,11 @@ def _sum_of_squares(x: Data, size: Int, mean: Float32) -> Float32:
     var sums = SIMD[DType.float32, LANES](0)
     for at in range(0, whole, LANES):
         var distance = _load[LANES](x, at) - mean
-        sums = distance.fma(distance, sums)
+        sums = multiply_add(distance, distance, sums)
     var sum = sums.reduce_add()
     for at in range(whole, size):
         var distance = _load[1](x, at) - mean
-        sum = distance.fma(distance, sum)
+        sum = multiply_add(distance, distance, sum)
     return sum
 
 
@@ -86,7 +87,7 @@ def normalise[
 
     @always_inline
     def scale_and_shift[width: Int](at: Int) {imm}:
-        var y = ((_load[width](x, at) - mean) * scale).fma(_load[width](gamma, at), _load[width](beta, at))
+        var y = multiply_add((_load[width](x, at) - mean) * scale, _load[width](gamma, at), _load[width](beta, at))
         output.unsafe_store(at, y.cast[dtype]())
 
     var whole = size // LANES * LANES

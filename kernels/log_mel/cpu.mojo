@@ -43,6 +43,7 @@ from ..cpu.threads import ForkJoin, grain
 from ..cpu.tile import WIDTH
 from ..cpu.transpose import transpose
 from ..data import Data
+from ..math import multiply_add
 from .dft import BINS, POINTS, SLOTS, Real, Vector, power_spectrum
 
 comptime HOP = 160
@@ -102,8 +103,8 @@ def scaled_log[width: SIMDLength, //](x: Vector[width]) -> Vector[width]:
     var q = Vector[width](leading)
     comptime for i in reversed(range(6)):
         comptime coefficient = _LOG[i]
-        q = q.fma(t, coefficient)
-    return q.fma(t, e.cast[DType.float32]().fma(Float32(log10(2.0) / 4), 1))
+        q = multiply_add(q, t, coefficient)
+    return multiply_add(q, t, multiply_add(e.cast[DType.float32](), Float32(log10(2.0) / 4), 1))
 
 
 @always_inline
@@ -172,7 +173,7 @@ def _filter_log[
         var count = Int(filters.runs[unsafe_offset=2 * m + 1])
         var energy = Vector[WIDTH](0)
         for i in range(count):
-            energy = bin.unsafe_load[width=WIDTH](i * WIDTH).fma(weight[unsafe_offset=i], energy)
+            energy = multiply_add(bin.unsafe_load[width=WIDTH](i * WIDTH), weight[unsafe_offset=i], energy)
         weight = weight.unsafe_offset(count)
         var y = scaled_log(max(energy, FLOOR))
         highest = max(highest, y)

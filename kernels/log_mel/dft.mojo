@@ -36,6 +36,8 @@ from std.builtin.globals import global_constant
 from std.collections import Array
 from std.math import pi
 
+from ..math import multiply_add
+
 
 comptime POINTS = 400
 """Samples of one frame."""
@@ -117,12 +119,12 @@ struct Complex[width: SIMDLength](TrivialRegisterPassable):
     @always_inline
     def plus(self, factor: Float32, other: Self) -> Self:
         """This + factor * other."""
-        return Self(other.re.fma(factor, self.re), other.im.fma(factor, self.im))
+        return Self(multiply_add(other.re, factor, self.re), multiply_add(other.im, factor, self.im))
 
     @always_inline
     def plus_i(self, factor: Float32, other: Self) -> Self:
         """This + i * factor * other."""
-        return Self(other.im.fma(-factor, self.re), other.re.fma(factor, self.im))
+        return Self(multiply_add(other.im, -factor, self.re), multiply_add(other.re, factor, self.im))
 
     @always_inline
     def turned[numerator: Int, points: Int](self) -> Self:
@@ -132,12 +134,12 @@ struct Complex[width: SIMDLength](TrivialRegisterPassable):
         comptime turn = Float64(numerator) / Float64(points)
         comptime c = Float32(sine(turn + 0.25))
         comptime s = Float32(sine(turn))
-        return Self(self.re.fma(c, self.im * s), self.im.fma(c, self.re * -s))
+        return Self(multiply_add(self.re, c, self.im * s), multiply_add(self.im, c, self.re * -s))
 
     @always_inline
     def power(self) -> Vector[Self.width]:
         """The square of the absolute value."""
-        return self.re.fma(self.re, self.im * self.im)
+        return multiply_add(self.re, self.re, self.im * self.im)
 
 
 @always_inline
@@ -208,11 +210,11 @@ def real_dft5[width: SIMDLength, //](x: Array[Vector[width], 5]) -> Array[Comple
     var d = x[2] - x[3]
     var sum = a + b
     var difference = a - b
-    var mean = sum.fma(-0.25, x[0])
-    var p = difference.fma(_COSINE, mean)
-    var q = difference.fma(-_COSINE, mean)
-    var u = d.fma(_SINE2 / _SINE1, c)
-    var v = d.fma(-_SINE1 / _SINE2, c)
+    var mean = multiply_add(sum, -0.25, x[0])
+    var p = multiply_add(difference, _COSINE, mean)
+    var q = multiply_add(difference, -_COSINE, mean)
+    var u = multiply_add(d, _SINE2 / _SINE1, c)
+    var v = multiply_add(d, -_SINE1 / _SINE2, c)
     return [Complex(x[0] + sum, 0), Complex(p, u * -_SINE1), Complex(q, v * -_SINE2)]
 
 
