@@ -11,7 +11,9 @@ from .harness import FLOAT32_TOLERANCE, check, run
 
 HEAD = ops.HEAD
 
-MULTIPLIES_BYTES = target.cpu_target() in ("sapphirerapids", "cooperlake", "cascadelake", "emulated-avx512")
+LEVEL = target.host_level() if target.cpu_target() == "emulated-amx" else target.cpu_target()
+
+MULTIPLIES_BYTES = LEVEL in ("sapphirerapids", "cooperlake", "cascadelake", "emulated-avx512")
 """Whether there is vpdpbusd, or what computes the same."""
 
 WEIGHT_ERROR = 0.0074
