@@ -320,8 +320,13 @@ def test_pack_heads_in_bfloat16(rng, length, terms):
 
 
 def check_in_two_terms(rows: np.ndarray) -> None:
-    """The bound is float32's: what two terms leave out is within it."""
-    check(self_attention_in_two_terms, [rows], references.self_attention, heads=2, **FLOAT32_TOLERANCE)
+    """In the mean square, what two terms leave out is within half of float32's bound; it may add up to more in one of few
+    numbers."""
+    result = run(self_attention_in_two_terms, rows, heads=2)
+    expected, error = references.self_attention_in_two_terms(rows.astype(np.float64))
+    errors = np.abs(result - expected)
+    assert np.max(errors - error) <= 2e-5
+    assert np.sqrt(np.mean(errors**2)) <= 1e-5
 
 
 # Around strips of 16 and 32 queries, panels of 16 keys, groups of 32, blocks of 128.
