@@ -113,7 +113,7 @@ def add_dots[
                 var a_k = SIMD[DType.int32, WIDTH](a[unsafe_offset=i * a_stride + k * parts + part])
                 comptime for j in range(columns):
                     totals[i * columns + j] = dot[operand](totals[i * columns + j], a_k, b_k[j])
-            comptime if operand == DType.int16:
+            comptime if widened or part + 1 < parts:
                 comptime for i in range(rows * columns):
                     totals[i] = _settled(totals[i])
 
