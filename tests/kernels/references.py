@@ -211,29 +211,11 @@ def self_attention(rows, *, heads: int):
     return attention_of_heads(rows, k, v)
 
 
-def self_attention_and_spread(rows):
-    """Attention of all rows over all rows (B, S, 3 * H * 64), and the mean of |v - o| with the same weights: what an error
-    of theirs, relative to each, is multiplied with."""
-    q, k, v = heads_of(rows, 3)
-    return _attention_and_error(q, k, v, lambda p: p)
-
-
-def self_attention_in_two_terms(rows):
-    """The same, and what two terms of bfloat16 for each factor may move it by: of every product at most 3 * 2^-16 is left
-    out (kernels/cpu/split_amx.mojo). What scores lack moves weights; what weights and values lack is added."""
-    o, spread = self_attention_and_spread(rows)
-    q, k, v = heads_of(rows, 3)
-    batch, heads, length, head = q.shape
-    left_out = 3 * 2**-16
-    scores = (abs(q) @ abs(k).swapaxes(2, 3)).max(-1) / math.sqrt(head)
-    of_scores = np.repeat(left_out * scores.swapaxes(1, 2), head, axis=2)
-    of_values = np.repeat(left_out * abs(v).max((2, 3)), head, axis=1)[:, None]
-    return o, of_scores.reshape(batch, length, heads * head) * spread + of_values
-
-
 def self_attention_in_bfloat16(rows):
-    """The same of rounded queries, keys and values."""
-    return self_attention_and_spread(as_bfloat16(rows))
+    """Attention of all rows over all rows, of rounded queries, keys and values (B, S, 3 * H * 64), and the mean of |v - o|
+    with the same weights: what an error of theirs is multiplied with."""
+    q, k, v = heads_of(as_bfloat16(rows), 3)
+    return _attention_and_error(q, k, v, lambda p: p)
 
 
 def _attention_and_error(q, k, v, error_of):
