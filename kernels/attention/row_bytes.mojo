@@ -6,8 +6,8 @@
     O = O 2^(m' - m) + u (W V)     sums of integers, then float32
 
 Products are vpdpbusd's: the factor without sign is the key, as n + 128, whose 128 sum(Q) is taken off again, and the weight.
-Where they are lacking, bytes are widened to int16 and multiplied with Q and W as they are, W in 15 bits: the first and third of
-four bytes with one word, the second and fourth with another.
+Where they are lacking, bytes are widened to int16 and multiplied with Q and W - 32768 as they are, the first and third of four
+bytes with one word, the second and fourth with another; the bytes' own sum gives what W lacks.
 
          16 words of Q1, 16 of Q0       16 words of W1, 16 of W0, for 64 values
          +---------------+              +---------------+
@@ -28,7 +28,7 @@ from std.memory import bitcast
 from std.memory.alloc import unsafe_alloc
 from std.utils.numerics import neg_inf
 
-from ..cpu.operand import DOT_INT8, dot, integers, largest_magnitude, pair_words
+from ..cpu.operand import DOT_INT8, ONES, dot, integers, largest_magnitude, pair_words
 from ..cpu.prefetch import ask_for
 from ..cpu.tile import PANEL, VECTORS, WIDTH
 from ..data import Data
@@ -41,8 +41,17 @@ comptime HEAD_PANELS = HEAD // PANEL
 comptime _QUERY_STEPS = Float32(32639)
 """Largest Q: 127 * 256 + 127, two bytes with sign."""
 
-comptime _WEIGHT_STEPS = Float32(65535 if DOT_INT8 else 32767)
-"""Largest W: two bytes without sign, or as many with it."""
+comptime _WEIGHT_STEPS = Float32(65535)
+"""Largest W: two bytes without sign."""
+
+comptime _UPPER = Float32(256 if DOT_INT8 else 32768)
+"""What the first of two sums of values counts: W = 256 W1 + W0, or W' + 32768."""
+
+comptime _VALUE_PANELS = HEAD_PANELS if DOT_INT8 else HEAD_PANELS // 2
+"""Panels of values side by side: each has two sums, and AVX2 16 registers."""
+
+comptime _SIGNS = Int32(-2147450880)
+"""0x80008000: takes 32768 off two numbers without sign."""
 
 comptime _Sums = SIMD[DType.int32, WIDTH]
 comptime _Vector = SIMD[DType.float32, PANEL]
@@ -177,8 +186,8 @@ struct ByteRow(StripSoftmax):
                     upper |= ((w[part] >> 8) & 255) << Int32(8 * part)
                     lower |= (w[part] & 255) << Int32(8 * part)
             else:
-                upper = pair_words(w[0], w[2])
-                lower = pair_words(w[1], w[3])
+                upper = pair_words(w[0], w[2]) ^ _SIGNS
+                lower = pair_words(w[1], w[3]) ^ _SIGNS
             weights.unsafe_store(2 * group * PANEL, upper)
             weights.unsafe_store((2 * group + 1) * PANEL, lower)
         # What is no number in a weight, or in the scale of a value, is in the sum of all of them.
@@ -208,7 +217,7 @@ def _add_dots[signed: Bool](mut upper: _Sums, mut lower: _Sums, bytes: _Sums, hi
         signed: Whether the bytes have a sign and the numbers none, or the other way round.
 
     Args:
-        upper: Receives those of upper bytes, if there are such.
+        upper: Receives those of upper bytes; where there are none, the sums of bytes with a sign themselves, two int16 in a lane.
         lower: Receives the others.
         bytes: Four bytes in each lane.
         high: The numbers' upper bytes, or the first and third of them.
@@ -227,6 +236,8 @@ def _add_dots[signed: Bool](mut upper: _Sums, mut lower: _Sums, bytes: _Sums, hi
         var second = halves >> 8 if signed else bitcast[DType.int16, 2 * WIDTH](
             bitcast[DType.uint16, 2 * WIDTH](bytes) >> 8
         )
+        comptime if signed:
+            upper = bitcast[DType.int32, WIDTH](bitcast[DType.int16, 2 * WIDTH](upper) + first + second)
         lower = dot[DType.int16](lower, bitcast[DType.int32, WIDTH](first), _Sums(high))
         lower = dot[DType.int16](lower, bitcast[DType.int32, WIDTH](second), _Sums(low))
 
@@ -279,27 +290,31 @@ def _add_values(
     output: Data[DType.float32],
 ):
     """O = correction * O + unit * W V, for some groups of 64 values; asks for as many bytes of what is read later."""
-    comptime columns = HEAD_PANELS * VECTORS
-    var upper = Array[_Sums, columns](fill=_Sums(0))
-    var lower = Array[_Sums, columns](fill=_Sums(0))
-    for group in range(groups):
-        var words = values.unsafe_offset(group * VALUES).unsafe_bitcast[Int32]().unsafe_offset(VALUE_GROUP)
-        var ahead = later.unsafe_offset(group * VALUES)
-        comptime for j in range(HEAD_PANELS):
-            ask_for(ahead.unsafe_offset(j * 4 * PANEL))
-        for row in range(PANEL):
-            comptime for j in range(columns):
-                var place = (j // VECTORS * PANEL + row) * PANEL + j % VECTORS * WIDTH
-                comptime if j % VECTORS == 0:
-                    ask_for(ahead.unsafe_offset(4 * (VALUE_GROUP + place)))
-                _add_dots[signed=True](
-                    upper[j],
-                    lower[j],
-                    words.unsafe_load[width=WIDTH](place),
-                    weights[unsafe_offset=2 * group * PANEL + row],
-                    weights[unsafe_offset=(2 * group + 1) * PANEL + row],
-                )
-    comptime for j in range(columns):
-        var sum = multiply_add(upper[j].cast[DType.float32](), 256, lower[j].cast[DType.float32]())
-        var o = output.unsafe_load[width=WIDTH](j * WIDTH) * correction
-        output.unsafe_store(j * WIDTH, multiply_add(sum, unit, o))
+    comptime columns = _VALUE_PANELS * VECTORS
+    comptime for begin in range(0, HEAD_PANELS, _VALUE_PANELS):
+        var upper = Array[_Sums, columns](fill=_Sums(0))
+        var lower = Array[_Sums, columns](fill=_Sums(0))
+        for group in range(groups):
+            var words = values.unsafe_offset(group * VALUES).unsafe_bitcast[Int32]().unsafe_offset(VALUE_GROUP)
+            var ahead = later.unsafe_offset(group * VALUES)
+            comptime if begin == 0:
+                comptime for j in range(HEAD_PANELS):
+                    ask_for(ahead.unsafe_offset(j * 4 * PANEL))
+            for row in range(PANEL):
+                comptime for j in range(columns):
+                    var place = ((begin + j // VECTORS) * PANEL + row) * PANEL + j % VECTORS * WIDTH
+                    comptime if j % VECTORS == 0:
+                        ask_for(ahead.unsafe_offset(4 * (VALUE_GROUP + place)))
+                    _add_dots[signed=True](
+                        upper[j],
+                        lower[j],
+                        words.unsafe_load[width=WIDTH](place),
+                        weights[unsafe_offset=2 * group * PANEL + row],
+                        weights[unsafe_offset=(2 * group + 1) * PANEL + row],
+                    )
+        comptime for j in range(columns):
+            comptime if not DOT_INT8:
+                upper[j] = dot[DType.int16](_Sums(0), upper[j], ONES)
+            var sum = multiply_add(upper[j].cast[DType.float32](), _UPPER, lower[j].cast[DType.float32]())
+            var o = output.unsafe_offset(begin * PANEL + j * WIDTH)
+            o.unsafe_store(0, multiply_add(sum, unit, o.unsafe_load[width=WIDTH](0) * correction))

@@ -171,27 +171,6 @@ def self_attention_in_int16(rows):
     return _attention_and_error(q, k, v, lambda p: 0.5 / 16383 + 7.5e-5 * p)
 
 
-def attention_of_bytes(queries, keys, values, length: int, weight_steps: int):
-    """Attention over keys and values in bytes, and the most that rounding may move it by: half a step of 16 bits of each of
-    a query's numbers, and half of the largest weight times scale by `weight_steps` of each weight."""
-    k, v = unpack_bytes(keys, values, length)
-    batch, heads, _, head = k.shape
-    q = queries[..., : heads * head].astype(np.float64).reshape(batch, -1, heads, head).swapaxes(1, 2)
-    scores = q @ k.swapaxes(2, 3) / math.sqrt(head)
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    total = p.sum(-1, keepdims=True)
-    o = p @ v / total
-    score_error = (abs(q).max(-1) / 32639 / 2 * abs(k).sum(-1).max(-1)[..., None] / math.sqrt(head))[..., None]
-    spread = np.stack(
-        [np.einsum("bhqk,bhqk->bhq", p, abs(v[..., j][:, :, None] - o[..., j, None])) for j in range(head)], -1
-    )
-    scales = abs(v).max(-1) / 127
-    steps = np.divide(abs(v), scales[..., None], out=np.zeros_like(v), where=scales[..., None] > 0).sum(2)
-    weight_error = (p * scales[:, :, None]).max(-1, keepdims=True) / weight_steps / 2 * steps[:, :, None]
-    error = (score_error * spread + weight_error) / total
-    return tuple(x.swapaxes(1, 2).reshape(batch, -1, heads * head) for x in (o, error))
-
-
 def attention_of_heads(queries, k, v, *, first_visible: int | None = None):
     """Softmax attention over keys and values (B, H, S, 64); query t sees `first_visible + t` keys, or all."""
     batch, heads, length, head = v.shape
