@@ -14,9 +14,8 @@ Cost: no arithmetic but rounding; 4 bytes read and 2 written for each of 2*B*S*H
 
 from std.collections import Array
 from std.math import ceildiv
-from std.memory import bitcast
 
-from ..cpu.operand import integers, pair_words
+from ..cpu.operand import integers, largest_magnitude, pair_words
 from ..cpu.threads import ForkJoin
 from ..cpu.tile import PANEL
 from ..cpu.transpose import transpose
@@ -43,7 +42,6 @@ comptime _PAIRED = 2 * PANEL
 """Numbers that become pairs together."""
 
 comptime _Vector = SIMD[DType.float32, PANEL]
-comptime _Head = Array[_Vector, HEAD // PANEL]
 
 
 def integer_rows(
@@ -145,7 +143,7 @@ def _store_keys(panel: Data[DType.int32], rows: Data[DType.float32], stride: Int
             if key < count:
                 var row = rows.unsafe_offset(key * stride)
                 if group == 0:
-                    scales[unsafe_offset=key] = head_scale(row) / KEY_STEPS
+                    scales[unsafe_offset=key] = largest_magnitude(row, HEAD) / KEY_STEPS
                 words[key] = paired(
                     row.unsafe_load[width=PANEL](group * _PAIRED),
                     row.unsafe_load[width=PANEL](group * _PAIRED + PANEL),
@@ -154,18 +152,6 @@ def _store_keys(panel: Data[DType.int32], rows: Data[DType.float32], stride: Int
         transpose[DType.int32, PANEL](words)
         comptime for row in range(PANEL):
             panel.unsafe_store((1 + group * PANEL + row) * PANEL, words[row])
-
-
-@always_inline
-def head_scale(x: Data[DType.float32]) -> Float32:
-    """The largest magnitude of 64 numbers; NaN if there is NaN or infinity among them."""
-    var largest = _Vector(0)
-    var poison = _Vector(0)
-    comptime for j in range(HEAD // PANEL):
-        var value = x.unsafe_load[width=PANEL](j * PANEL)
-        largest = larger(largest, abs(value))
-        poison = multiply_add(value, _Vector(0), poison)
-    return largest.reduce_max() + poison.reduce_add()
 
 
 @no_inline

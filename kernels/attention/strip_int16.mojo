@@ -26,11 +26,11 @@ from std.utils.numerics import neg_inf
 
 from ..cpu.exp2 import exp2_integers
 from ..cpu.narrow import add_dots
-from ..cpu.operand import ONES, dot, pair_words
+from ..cpu.operand import ONES, dot, largest_magnitude, pair_words
 from ..cpu.tile import PANEL, ROWS, VECTORS, WIDTH, tile_panels
 from ..data import Data
 from ..math import exp2, multiply_add
-from .integers import PANEL_WORDS, VALUE_GROUP, WORDS, head_scale, integer_rows_of_group, paired, reciprocal
+from .integers import PANEL_WORDS, VALUE_GROUP, WORDS, integer_rows_of_group, paired, reciprocal
 from .strip import HEAD, SCALE, RoundedSoftmax, largest_lanes
 
 comptime HEAD_PANELS = HEAD // PANEL
@@ -128,7 +128,7 @@ struct Int16Strips(RoundedSoftmax):
         """Begins a block of queries."""
         for i in range(count):
             var query = queries.unsafe_offset(i * stride)
-            var scale = head_scale(query) / _QUERY_STEPS
+            var scale = largest_magnitude(query, HEAD) / _QUERY_STEPS
             var inverse = reciprocal(scale)
             if scale < _LEAST_SCALE:
                 scale = 1
