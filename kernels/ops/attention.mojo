@@ -6,16 +6,14 @@ a CPU both lie in pairs: `attention/pairs.mojo` and `integers.mojo`."""
 import extensibility
 from extensibility import InputTensor, OutputTensor, _MutableInputTensor
 from max.gpu.host import DeviceContext
-from std.math import ceildiv
 from std.utils import IndexList
 
-from ..attention.bytes import KEY_PANEL, VALUE_GROUP, VALUES, byte_rows
+from ..attention.bytes import byte_rows
 from ..attention.cpu import Attention, attend
 from ..attention.gpu.launch import AttentionOnGPU, enqueue_pack_heads
 from ..attention.heads import store_heads
-from ..attention.integers import VALUE_GROUP as INTEGER_GROUP
-from ..attention.integers import WORDS, integer_rows
-from ..attention.pairs import KEY_GROUP, Pairs, may_pair, pair_rows
+from ..attention.integers import integer_rows
+from ..attention.pairs import Pairs, may_pair, pair_rows
 from ..attention.strip import HEAD, StripSoftmax
 from ..attention.strip_bfloat16 import Bfloat16Strips
 from ..attention.strip_float32 import Float32Strips
@@ -23,8 +21,15 @@ from ..attention.strip_int16 import Int16Strips
 from ..attention.strip_split import SplitStrips
 from ..cpu.split_amx import TERMS
 from ..cpu.threads import ForkJoin
-from ..cpu.tile import PANEL
 from ..data import Data, data, require, require_contiguous, require_size
+from .caches import (
+    require_audio,
+    require_bytes,
+    require_integers,
+    require_keys_and_values,
+    require_pairs,
+    require_room,
+)
 
 
 @extensibility.register("whisper_pack_heads")
@@ -49,7 +54,7 @@ struct PackHeads:
         _require_columns[op](columns, 2 * heads * HEAD, "rows")
         require_contiguous(rows, op, "rows")
         comptime if target == "cpu" and cache_type == DType.bfloat16:
-            var terms = _require_pairs[op](keys.shape(), values.shape(), batch, length)
+            var terms = require_pairs[op](keys.shape(), values.shape(), batch, length)
             comptime for t in range(1, TERMS + 1):
                 if t == terms:
                     pair_rows[t](
@@ -62,7 +67,7 @@ struct PackHeads:
                         length,
                     )
         elif target == "cpu" and cache_type == DType.int16:
-            _require_integers[op](keys.shape(), values.shape(), batch, length)
+            require_integers[op](keys.shape(), values.shape(), batch, length)
             integer_rows(
                 _as[DType.int16](data(keys)),
                 _as[DType.int16](data(values)),
@@ -73,7 +78,7 @@ struct PackHeads:
                 length,
             )
         elif target == "cpu" and cache_type == DType.int8:
-            _require_bytes[op](keys.shape(), values.shape(), batch, length)
+            require_bytes[op](keys.shape(), values.shape(), batch, length)
             byte_rows(
                 _as[DType.int8](data(keys)),
                 _as[DType.int8](data(values)),
@@ -252,11 +257,11 @@ struct PackedSelfAttention:
             ).run[causal=False](ForkJoin())
 
         comptime if factor_type == DType.int16:
-            _require_integers[op](keys.shape(), values.shape(), batch, length)
+            require_integers[op](keys.shape(), values.shape(), batch, length)
             attend_by[Int16Strips]()
         else:
             comptime assert factor_type == DType.bfloat16, "keys and values in pairs are int16 or bfloat16"
-            if _require_pairs[op](keys.shape(), values.shape(), batch, length) == TERMS:
+            if require_pairs[op](keys.shape(), values.shape(), batch, length) == TERMS:
                 attend_by[SplitStrips]()
             else:
                 attend_by[Bfloat16Strips]()
@@ -333,185 +338,6 @@ def _as[dtype: DType](x: Data) -> Data[dtype]:
         x.T.dtype == dtype
     ), "on a GPU, keys and values have the dtype of the rows; on a CPU they are made of float32"
     return x.unsafe_bitcast[Scalar[dtype]]()
-
-
-def require_room[
-    op: StaticString
-](past: InputTensor[dtype=DType.int32, rank=1, ...], batch: Int, length: Int, capacity: Int) raises:
-    """Raises unless the rows of a KV cache have room for what is to come, on a CPU, where the host can look.
-
-    Parameters:
-        op: The op that asks.
-
-    Args:
-        past: The keys each row holds.
-        batch: B.
-        length: Keys that are to come.
-        capacity: Keys that a row takes.
-    """
-    for b in range(batch):
-        if not 0 <= Int(past[b]) <= capacity - length:
-            raise Error(
-                op,
-                ": row ",
-                b,
-                " holds ",
-                past[b],
-                " keys and ",
-                length,
-                " more are to come, the cache takes ",
-                capacity,
-            )
-
-
-def require_keys_and_values[
-    keys_rank: Int, values_rank: Int, //, target: StaticString, op: StaticString
-](keys: IndexList[keys_rank, ...], values: IndexList[values_rank, ...], batch: Int) raises:
-    """Raises unless keys and values have the device's layout and B batch rows.
-
-    Parameters:
-        keys_rank: 5 on a CPU, 4 on a GPU.
-        values_rank: 4.
-        target: The device.
-        op: The op that asks.
-
-    Args:
-        keys: Shape of the keys.
-        values: Shape of the values.
-        batch: B.
-    """
-    comptime assert values_rank == 4, "values are (B, H, S, 64)"
-    require_size(values[0], batch, op, "B of the values")
-    require_size(values[3], HEAD, op, "the size of a head")
-    require_size(keys[0], batch, op, "B of the keys")
-    require_size(keys[1], values[1], op, "H of the keys")
-    comptime if target == "cpu":
-        comptime assert keys_rank == 5, "on a CPU, keys are (B, H, ceil(S/16), 64, 16)"
-        require_size(keys[2], ceildiv(values[2], PANEL), op, "the number of panels of keys")
-        require_size(keys[3], HEAD, op, "the size of a head of the keys")
-        require_size(keys[4], PANEL, op, "the width of a panel of keys")
-    else:
-        comptime assert keys_rank == 4, "on a GPU, keys are (B, H, S, 64)"
-        require_size(keys[2], values[2], op, "the number of keys")
-        require_size(keys[3], HEAD, op, "the size of a head of the keys")
-
-
-def require_audio[
-    keys_rank: Int, values_rank: Int, //, target: StaticString, op: StaticString
-](keys: IndexList[keys_rank, ...], values: IndexList[values_rank, ...], batch: Int, key_count: Int) raises -> Int:
-    """Raises unless keys and values that no step adds to have the device's layout, that of bytes or that of other numbers.
-
-    Parameters:
-        keys_rank: 5 on a CPU, 4 on a GPU.
-        values_rank: 5 of bytes, else 4.
-        target: The device.
-        op: The op that asks.
-
-    Args:
-        keys: Shape of the keys.
-        values: Shape of the values.
-        batch: B.
-        key_count: S of bytes.
-
-    Returns:
-        S.
-    """
-    comptime if values_rank == 4:
-        require_keys_and_values[target, op](keys, values, batch)
-        return values[2]
-    else:
-        comptime assert target == "cpu", "on a GPU, keys and values are (B, H, S, 64)"
-        _require_bytes[op](keys, values, batch, key_count)
-        return key_count
-
-
-def _require_bytes[
-    keys_rank: Int, values_rank: Int, //, op: StaticString
-](keys: IndexList[keys_rank, ...], values: IndexList[values_rank, ...], batch: Int, length: Int) raises:
-    """Raises unless keys and values have a CPU's layout of bytes, B batch rows and S rows.
-
-    Parameters:
-        keys_rank: 5.
-        values_rank: 5.
-        op: The op that asks.
-
-    Args:
-        keys: Shape of the keys.
-        values: Shape of the values.
-        batch: B.
-        length: S.
-    """
-    comptime assert keys_rank == 5 and values_rank == 5, "keys and values of bytes have rank 5"
-    require_size(values[0], batch, op, "B of the values")
-    require_size(values[2], ceildiv(length, VALUE_GROUP), op, "the groups of values")
-    require_size(values[3], VALUES // VALUE_GROUP, op, "the rows of a group of values")
-    require_size(values[4], VALUE_GROUP, op, "the width of a group of values")
-    require_size(keys[0], batch, op, "B of the keys")
-    require_size(keys[1], values[1], op, "H of the keys")
-    require_size(keys[2], ceildiv(length, PANEL), op, "the number of panels of keys")
-    require_size(keys[3], KEY_PANEL // (4 * PANEL), op, "the rows of a panel of keys")
-    require_size(keys[4], 4 * PANEL, op, "the width of a panel of keys")
-
-
-def _require_integers[
-    keys_rank: Int, values_rank: Int, //, op: StaticString
-](keys: IndexList[keys_rank, ...], values: IndexList[values_rank, ...], batch: Int, length: Int) raises:
-    """Raises unless keys and values have a CPU's layout of int16, B batch rows and S rows.
-
-    Parameters:
-        keys_rank: 5.
-        values_rank: 5.
-        op: The op that asks.
-
-    Args:
-        keys: Shape of the keys.
-        values: Shape of the values.
-        batch: B.
-        length: S.
-    """
-    comptime assert keys_rank == 5 and values_rank == 5, "keys and values of int16 have rank 5"
-    require_size(values[0], batch, op, "B of the values")
-    require_size(values[2], HEAD // PANEL * ceildiv(length, INTEGER_GROUP), op, "the number of panels of values")
-    require_size(values[3], 1 + WORDS, op, "the rows of a panel of values")
-    require_size(values[4], 2 * PANEL, op, "the width of a panel of values")
-    require_size(keys[0], batch, op, "B of the keys")
-    require_size(keys[1], values[1], op, "H of the keys")
-    require_size(keys[2], ceildiv(length, PANEL), op, "the number of panels of keys")
-    require_size(keys[3], 1 + WORDS, op, "the rows of a panel of keys")
-    require_size(keys[4], 2 * PANEL, op, "the width of a panel of keys")
-
-
-def _require_pairs[
-    keys_rank: Int, values_rank: Int, //, op: StaticString
-](keys: IndexList[keys_rank, ...], values: IndexList[values_rank, ...], batch: Int, length: Int) raises -> Int:
-    """Raises unless keys and values have a CPU's layout of pairs of bfloat16, B batch rows and S rows.
-
-    Parameters:
-        keys_rank: 5.
-        values_rank: 5.
-        op: The op that asks.
-
-    Args:
-        keys: Shape of the keys.
-        values: Shape of the values.
-        batch: B.
-        length: S.
-
-    Returns:
-        How many terms stand for a number: 1 or 2.
-    """
-    comptime assert keys_rank == 5 and values_rank == 5, "on a CPU, keys and values of bfloat16 have rank 5"
-    var terms = TERMS if keys[3] == TERMS * HEAD // 2 else 1
-    require_size(values[0], batch, op, "B of the values")
-    require_size(values[2], HEAD // PANEL, op, "the panels of a head of the values")
-    require_size(values[3], terms * PANEL * ceildiv(length, KEY_GROUP), op, "the number of pairs of values")
-    require_size(values[4], 2 * PANEL, op, "the width of a panel of values")
-    require_size(keys[0], batch, op, "B of the keys")
-    require_size(keys[1], values[1], op, "H of the keys")
-    require_size(keys[2], ceildiv(length, PANEL), op, "the number of panels of keys")
-    require_size(keys[3], terms * HEAD // 2, op, "the pairs of a head of the keys")
-    require_size(keys[4], 2 * PANEL, op, "the width of a panel of keys")
-    return terms
 
 
 def _require_columns[op: StaticString](found: Int, least: Int, name: StaticString) raises:
