@@ -21,7 +21,7 @@ from std.sys import CompilationTarget, inlined_assembly
 
 from ..data import Data
 from .epilogue import Epilogue, finish
-from .operand import BYTE_OFFSET, dot, lanes, pack_strip
+from .operand import BYTE_OFFSET, dot, lanes, operand_type, pack_strip
 from .prefetch import ask_for
 from .tile import MOST_PANELS, PANEL, ROWS, UNROLLED, VECTORS, WIDTH, group, panel_rows, panel_scales, scale_rows
 from .tile import tile_panels
@@ -300,7 +300,7 @@ def multiply_dots[
     var strips = min(block, ceildiv(row_end - row_begin, strip))
 
     # Where rows are many, a panel of bytes is widened once for all of them.
-    comptime may_widen = operand == DType.int16
+    comptime may_widen = operand == DType.int16 and operand_type(b_type, many=True) == DType.int16
     var widens = may_widen and row_end - row_begin > ROWS
     var wide = unsafe_alloc[Int32](together * words * PANEL if widens else 0, alignment=64)
 
