@@ -17,6 +17,9 @@ ROUNDS = {"encode": 7, "decode": 5, "short": 5, "long": 3, "start": 3}
 PAUSE = 0.3
 """Seconds before every measurement: some runtimes' threads go on spinning for a while when their work is done."""
 
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""Every engine finds its Python modules compiled, as on a machine where it was started before."""
+
 FEW, MANY = 8, 200
 """Tokens decoded: the difference of both times is that of MANY - FEW steps, and of nothing that happens once."""
 
@@ -94,6 +97,7 @@ class Engine:
     def __init__(self, variant: Variant, peers: Path, model: str, samples: Path) -> None:
         self._process = subprocess.Popen(
             command(variant, peers, model, samples),
+            env=ENVIRONMENT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -153,6 +157,8 @@ def measure(
             if task == "start":
                 stack.close()  # their memory is needed, their threads are not wanted
                 running.clear()
+                for _, variant in pairs if count else ():
+                    start(variant, peers, model, recordings)  # compiles what is only imported here
             else:
                 for _, variant in pairs:
                     if id(variant) not in running:
@@ -208,7 +214,7 @@ def start(variant: Variant, peers: Path, model: str, recordings: Recordings) -> 
     else:
         words = [*command(variant, peers, model, recordings.short_samples), "--once"]
     began = perf_counter()
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout
     text = process.stdout.read()
     seconds = perf_counter() - began

@@ -88,8 +88,8 @@ def _identity(dims: ModelDimensions, device: str, dtype: str, architecture: str 
 def sources() -> str:
     """Digest of all that graphs are made of: kernels, graph builders, and the layout of weights."""
     here = Path(__file__).parent
-    files = [*(here / "kernels").rglob("*.mojo"), *(here / "graphs").rglob("*.py")]
-    files += [here / name for name in ("ops.py", "packing.py", "packed.py", "screen.py")]  # what the graphs take
+    files = [*(here / "kernels").rglob("*.mojo"), *(here / "graphs").rglob("*.py"), *(here / "ops").rglob("*.py")]
+    files += [here / name for name in ("packing.py", "packed.py", "screen.py")]  # what the graphs take
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(f"{path.relative_to(here)}\0".encode() + path.read_bytes())
