@@ -173,24 +173,27 @@ struct EmulatedTiles(TileUnit):
         self.load[t](x, stride)
 
     def multiply[operand: DType, c: Int, a: Int, b: Int](self):
-        """Multiplies and adds, 4 bytes of k at a time."""
+        """Multiplies and adds, 4 bytes of k at a time; the even and the odd products of bfloat16 are sums of their own, which
+        C receives at the end, rounded once."""
         for row in range(TILE_ROWS):
             var sums = self._row[c](row).unsafe_load[width=16](0)
+            var even = SIMD[DType.float32, 16](0)
+            var odd = SIMD[DType.float32, 16](0)
             for k in range(16):
                 var a_k = SIMD[DType.int32, 16](self._row[a](row)[unsafe_offset=k])
                 var b_k = self._row[b](k).unsafe_load[width=16](0)
                 comptime if operand == DType.bfloat16:
-                    var total = bitcast[DType.float32, 16](sums)
-                    total = multiply_add(
-                        bitcast[DType.float32, 16](a_k << 16), bitcast[DType.float32, 16](b_k << 16), total
+                    even = multiply_add(
+                        bitcast[DType.float32, 16](a_k << 16), bitcast[DType.float32, 16](b_k << 16), even
                     )
-                    total = multiply_add(
-                        bitcast[DType.float32, 16](a_k & -65536), bitcast[DType.float32, 16](b_k & -65536), total
+                    odd = multiply_add(
+                        bitcast[DType.float32, 16](a_k & -65536), bitcast[DType.float32, 16](b_k & -65536), odd
                     )
-                    sums = bitcast[DType.int32, 16](total)
                 else:
                     comptime for byte in range(4):
                         sums += (a_k << Int32(24 - 8 * byte) >> 24) * (b_k << Int32(24 - 8 * byte) >> 24)
+            comptime if operand == DType.bfloat16:
+                sums = bitcast[DType.int32, 16](bitcast[DType.float32, 16](sums) + (even + odd))
             self._row[c](row).unsafe_store(0, sums)
 
     def store[c: Int](self, y: Data[DType.int32], stride: Int):
