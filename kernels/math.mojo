@@ -1,6 +1,6 @@
 """Exponential, error function and GELU for a register of float32, a few cycles each; the same on CPUs and GPUs.
 
-Both are polynomials (ratios of two, for erf) fitted to the least largest relative error, evaluated by Horner's rule with
+All are polynomials (ratios of two, for erf) fitted to the least largest relative error, evaluated by Horner's rule with
 fused multiply-adds; they are what keeps softmax and GELU from costing more than the products around them.
 
 | function | method                                                          | largest error          |

@@ -1,5 +1,6 @@
 """The cache of compiled graphs, with a compiler that writes what it was asked for."""
 
+import ast
 import json
 from multiprocessing import get_context
 from pathlib import Path
@@ -42,6 +43,31 @@ def test_entries_differ_by_what_they_depend_on(compilations, monkeypatch):
     monkeypatch.setattr(compiled, "sources", lambda: "edited")
     paths.add(compiled.build(TINY))
     assert len(paths) == len(compilations) == len(compiled.entries()) == 4
+
+
+AROUND = {"cache", "checkpoint", "cross", "errors", "media", "runtime"}
+"""Modules that what graphs are made of imports, and that change no graph."""
+
+
+def imported(path: Path) -> set[str]:
+    """The modules and folders of the package that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            package, *inner = node.module.split(".")
+            if package == "max_whisper":
+                found |= {inner[0]} if inner else {alias.name for alias in node.names}
+    return found
+
+
+def test_the_digest_has_all_modules_that_graphs_are_made_of():
+    package = Path(compiled.__file__).parent
+    files = [
+        *package.glob("graphs/*.py"),
+        *package.glob("ops/*.py"),
+        *(package / f"{x}.py" for x in compiled.FOUNDATIONS),
+    ]
+    assert set.union(*map(imported, files)) - AROUND == {*compiled.FOUNDATIONS, "graphs", "ops"} - {"compiled"}
 
 
 def test_says_that_it_compiles(compilations):

@@ -1,4 +1,4 @@
-"""Keys and values in 12 bits, as products of int16 take them (`strip_int16.mojo`): like packed weights, scales and all.
+"""Keys of 12 and values of 11 bits, as products of int16 take them (`strip_int16.mojo`): like packed weights, scales and all.
 
     k ~ scale n    |n| <= 4095, a scale for each key
     v ~ scale n    |n| <= 2047, a scale for each column of 64 values

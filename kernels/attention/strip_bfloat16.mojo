@@ -14,7 +14,7 @@ each, one becomes the lower halves of 16 words and the other the upper ones.
 
        16 keys a panel                  16 columns a panel
        +---+---+-- -+---+               +---+---+---+---+       AMX: the four registers of 32 queries, and of their P for 64
-    32 | K^T: pairs |   |            64 | V: pairs of   |       keys, stay where they are while panels pass: 2 loads for
+    32 | K^T: pairs |   |            32 | V: pairs of   |       keys, stay where they are while panels pass: 2 loads for
  words +---+---+-- -+---+         words | keys          |       4 products
        +---+---+-- -+---+               +---+---+---+---+       in the first cache: 16 KB of scores, 8 of P, 8 of O, 4 of Q;
     Q  | S          | 32 queries     P  | O             |       K and V, 16 KB a block, pass by it

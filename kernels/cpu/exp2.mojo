@@ -52,7 +52,7 @@ comptime _HIGH_ZERO = _ZERO + 65536 - Float32(_EXPONENT)
 """2^23, and in its lower half what the upper half of a word begins with."""
 
 comptime _ARCH = UInt32(172)
-"""The arch's height: 43 / 2^10 at its highest, 64 * 63 * 172 / 2^16 = 10.6 of 128 steps."""
+"""The arch's height: 43 / 2^9 at its highest, 64 * 63 * 172 / 2^16 = 10.6 of 128 steps."""
 
 comptime _LOOKS_UP = CompilationTarget._has_feature["avx512vbmi"]()
 """Whether there is an instruction that looks 64 bytes up in a register."""
@@ -138,7 +138,7 @@ comptime ZERO_WEIGHT = Float32(12582912)
 comptime _LOG2_LARGEST = Float32(13.999911941)
 
 comptime _EXP2: Array[Float32, 4] = [0.99992807, 0.69326099, 0.24261114, 0.05517166]
-"""2^f for |f| <= 1/2, within 7.5e-5: two steps and a half of the largest."""
+"""2^f for |f| <= 1/2, within 7.5e-5: one step and a quarter of the largest."""
 
 
 @always_inline

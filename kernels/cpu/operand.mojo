@@ -8,13 +8,13 @@ are those of one register tile, where reading the weights is what takes the time
 | bfloat16 | many | AMX           | bfloat16        | tdpbf16ps                | 16                         |
 | bfloat16 | many | AVX-512 BF16  | bfloat16        | vdpbf16ps                | 2                          |
 | bfloat16 | 2 to 12 | AMX        | (float32)       | 3 tdpbf16ps, `few_amx.mojo` | reading b is what takes the time |
-| bfloat16 | all other cases      | (float32)       | b is widened, `tile.mojo` | 1                         |
+| bfloat16 | all other cases |         | (float32)       | b is widened, `tile.mojo` | 1                        |
 | float16, float32 | many | AMX   | (float32)       | 3 tdpbf16ps, `split_amx.mojo` | 5.3                   |
-| float16, float32 | all other cases | (float32)   | b is widened, `tile.mojo` | 1                         |
+| float16, float32 | all other cases | | (float32)       | b is widened or float32, `tile.mojo` | 1             |
 | int8     | many | AMX           | 8 bits, by row  | tdpbssd                  | 32                         |
 | int8     | many | AVX-512 VNNI  | 8 bits, by row  | vpdpbusd                 | 4                          |
 | int8     | 2 to 12 | AMX        | 12 bits, by row | 2 tdpbssd, `few_amx.mojo` | reading b is what takes the time |
-| int8     | all other cases      | 12 bits, by row | vpdpwssd, vpmaddwd       | 2                          |
+| int8     | all other cases |         | 12 bits, by row | vpdpwssd, vpmaddwd       | 2                          |
 
 "8 bits, by row": x[i, k] ~ scale[i] * n with |n| <= 127, scale[i] = max |x[i, :]| / 127. Sums of products of integers are
 exact in int32. AVX2 could multiply bytes (vpmaddubsw), but its sums of two saturate beyond 7 bits, and it takes a third

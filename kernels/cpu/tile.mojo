@@ -1,6 +1,6 @@
-"""The register tile: the one place where CPUs differ.
+"""The register tile of float32: where CPUs differ, beside `operand.mojo` (dot products of narrow numbers) and `amx.mojo`.
 
-Every matrix product of the package (linear layers, convolutions as matrices, both products of attention) is cut into
+Every product of float32 (linear layers, convolutions as matrices, both products of attention) is cut into
 tiles of `rows x (panels * PANEL)` float32 sums that stay in registers while k runs:
 
               PANEL = 16 columns            b: a panel; each of its rows holds 16 columns

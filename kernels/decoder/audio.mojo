@@ -2,8 +2,8 @@
 
     keys[l], values[l] = states W[l]^T + b[l]                                        (Radford et al., arXiv:2212.04356, section 2.2)
 
-Shapes: states (B, S, d), W[l] packed, (2*d, d), b[l] (2*d); keys and values (L, B, H, ...) as attention reads them: `heads.mojo`, or
-`bytes.mojo`. The rows of one window and block (S, 2*d) pass through scratch, which all of them use in turn: 4.6 MB for tiny, more than
+Shapes: states (B, S, d), W[l] packed, (2*d, d), b[l] (2*d); keys and values (L, B, H, ...) as attention reads them: `attention/heads.mojo`,
+or `attention/bytes.mojo`. The rows of one window and block (S, 2*d) pass through scratch, which all of them use in turn: 4.6 MB for tiny, more than
 a few of which no cache keeps.
 
 Cost: 4*L*B*S*d^2 operations; the states and the rows are moved L times, and each key and value is written once.

@@ -9,7 +9,7 @@ rows, PIECE of them, all the way from one attention to the next, and writes only
     window 0                                          threads take       memory sees, for each row
     |  x -> norm -> qkv  -> Q                         pieces of rows     x: 4d bytes in, Q: 4d bytes out
     |                    -> K, V: rounded                                4d bytes out
-    |  Q, K, V -> attention -> O, in place of Q       blocks of queries
+    |  Q, K, V -> attention -> O, in place of Q       blocks of queries   O: 4d bytes out
     |  O -> out, + x -> norm -> mlp.0 -> gelu         pieces of rows     O and x: 8d bytes in
     |    -> mlp.2, + y -> y                                              y: 4d bytes out
     window 1 ...

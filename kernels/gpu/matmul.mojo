@@ -33,7 +33,7 @@ Cost: 2*M*N*K operations (M rounded up to 96 or 128, N to 64, K to the step). By
 times, y written and r read once; all rereads are a tile apart and come from the level-2 cache.
 
 Occupancy: with many tiles shared memory decides, 48 KB a block: 3 blocks of 4 warps on sm_80, 2 on sm_86 and sm_89, 4 on sm_90;
-registers fit, at most 128 a thread. Two groups: one block of 8 warps, at most 128 registers. Float32: 3 blocks, 168 registers.
+registers fit, at most 128 a thread. Two groups: one block of 8 warps, at most 128 registers. Float32: 3 blocks of at most 168 registers (sm_89: 2, 186).
 
 Measured on an H200, where they served before there were tiles for warpgroups (float16; microseconds of a product alone in a
 device graph, launch included):

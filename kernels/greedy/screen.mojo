@@ -14,7 +14,7 @@ x is rounded to 8, so its part of the bound is a fifth, or to 12 where there is 
 
 A word of 4 bytes holds 8 k of a token. They meet x four at a time, as bytes n + 8 without sign, and -8 sum x is added to a
 group's sum: in int32 (vpdpbusd), or in int16, of which a group's 16 pairs of products need two, one for each four bits of a
-byte, 8 * 2 * 15 * 127 < 2^15 (vpmaddubsw). Elsewhere two at a time, as the operands of `operand.mojo` that are int16.
+byte, 8 * 2 * 15 * 127 < 2^15 (vpmaddubsw). Elsewhere two at a time, as the operands of `cpu/operand.mojo` that are int16.
 
 Cost for B rows: 2*B*V*D operations, V * (D / 2 + D / 32 + 8) bytes: 11 MB for tiny, where float16 has 39.8.
 """

@@ -49,7 +49,7 @@ from .softmax import NO_TOKEN, Filter, Softmax, softmax, total_of
 from .states import States
 
 comptime CHUNK = 16
-"""Panels of one chunk: 60 to 200 KB of the screen, and few enough chunks that merging them costs nothing."""
+"""Panels of one chunk: 53 to 172 KB of the screen, and few enough chunks that merging them costs nothing."""
 
 comptime COLUMNS = CHUNK * PANEL
 """Tokens of one chunk."""

@@ -84,7 +84,7 @@ def sine(turns: Float64) -> Float64:
     """Computes sin(2 pi turns) while compiling, for any device: the library's has no float64 on GPUs.
 
     Args:
-        turns: From -1 to 2.
+        turns: From -1/2 to 2.
 
     Returns:
         Taylor's series of the nearest angle in half a turn, within 1e-15.

@@ -9,10 +9,10 @@ named after the algorithm; which body runs where is decided in its file here.
     whisper_norm_linear         x (..., K), folded weight, bias, sums (N), GPU only   -> f(norm(x) W^T + b) (..., N)
     whisper_layer_norm          x (..., D), gamma (D), beta (D)                       -> (..., D)
     whisper_add_layer_norm      ... and residual (..., D)                             -> x + r, its layer norm
-    whisper_pack_heads          rows (B, S, N)                                        -> keys, values; CPU: pairs, bytes
+    whisper_pack_heads          rows (B, S, N)                                        -> keys, values; also narrow ones
     whisper_attention           queries (B, T, N), keys, values                       -> (B, T, H*64)
     whisper_self_attention      rows (B, S, 3*H*64), GPU only                         -> (B, S, H*64)
-    whisper_packed_self_attention   ... and keys, values of bfloat16, CPU only         -> (B, S, H*64)
+    whisper_packed_self_attention   ... and keys, values of 16 bits, CPU only          -> (B, S, H*64)
     whisper_cached_attention    rows (B, T, 3*H*64), past (B), cache in place         -> (B, T, H*64)
     whisper_encoder_block       x (B, S, d), packed weights, CPU only                 -> (B, S, d)
     whisper_decoder             tokens (B, T), rules, caches, weights, CPU only       -> tokens (B, S), log probs, states
@@ -25,8 +25,9 @@ named after the algorithm; which body runs where is decided in its file here.
     whisper_token_probability   the same without a screen, GPU only
     whisper_logits              hidden (B, T, D), at (B), vocabulary                  -> (B, V)
 
-Batch is always the first dimension; M stands for the product of all leading dimensions. Weights, keys and values are laid
-out once (`max_whisper.packing`): on CPUs in panels of 16 columns, see `cpu/tile.mojo`; on GPUs a weight is a plain (N, K) matrix.
+Batch is always the first dimension. Weights are laid out once (`max_whisper.packing`): on CPUs in panels of 16 columns, see
+`cpu/tile.mojo`; on GPUs a weight is a plain (N, K) matrix. Keys and values are laid out by `whisper_pack_heads` and
+`whisper_audio_heads`.
 The vocabulary is plain everywhere; its screen is described in `greedy/screen.mojo`.
 """
 

@@ -1,7 +1,7 @@
 """The ops of attention: laying keys and values out, attention over all keys, causal attention over a KV cache.
 
 Keys lie in panels of 16 on a CPU, (B, H, ceil(S/16), 64, 16), and like values on a GPU, (B, H, S, 64). In bfloat16 and int16 on
-a CPU both lie in pairs: `attention/pairs.mojo` and `integers.mojo`."""
+a CPU both lie in pairs: `attention/pairs.mojo` and `attention/integers.mojo`; in bytes as `attention/bytes.mojo` says."""
 
 import extensibility
 from extensibility import InputTensor, OutputTensor, _MutableInputTensor

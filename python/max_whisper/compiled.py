@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 GRAPHS = "graphs.mef"
 
+FOUNDATIONS = ("audio", "compiled", "config", "mel", "packed", "packing", "screen", "target")
+"""Modules that graphs take sizes, layouts, constants and choices from, beside `graphs`, `ops` and the kernels."""
+
 Say = Callable[[str], None]
 
 
@@ -86,10 +89,10 @@ def _identity(dims: ModelDimensions, device: str, dtype: str, architecture: str 
 
 @cache
 def sources() -> str:
-    """Digest of all that graphs are made of: kernels, graph builders, and the layout of weights."""
+    """Digest of all that graphs are made of: kernels, graph builders and what these take from other modules."""
     here = Path(__file__).parent
     files = [*(here / "kernels").rglob("*.mojo"), *(here / "graphs").rglob("*.py"), *(here / "ops").rglob("*.py")]
-    files += [here / name for name in ("packing.py", "packed.py", "screen.py")]  # what the graphs take
+    files += [here / f"{name}.py" for name in FOUNDATIONS]
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(f"{path.relative_to(here)}\0".encode() + path.read_bytes())
@@ -118,7 +121,7 @@ def add_graphs(module: "GraphModule", dims: ModelDimensions, device: str, dtype:
     caches = DType[packed.Format.of(dtype, device).caches]
     reference = DeviceRef.GPU() if device == "gpu" else DeviceRef.CPU()
     attention = target.attention_factors(rounded=dtype in packed.ROUNDED) if device == "cpu" else None
-    # The audio's keys and values are most of what a step of int8 reads: bytes, where there are products of them.
+    # The audio's keys and values are most of what a step of int8 reads: bytes, on x86.
     audio_caches = DType.int8 if attention and dtype == "int8" else caches
     weights = Weights(packed.recipes(dims, dtype, device), caches, audio_caches, attention, reference)
     graphs.build(module, dims, weights)

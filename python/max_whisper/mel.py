@@ -9,7 +9,7 @@ falls to m + 2, and has the area 1 over the frequency in Hz.
 
 import numpy as np
 
-from .audio import N_FFT, SAMPLE_RATE
+from max_whisper.audio import N_FFT, SAMPLE_RATE
 
 
 def _frequencies(mels: np.ndarray) -> np.ndarray:

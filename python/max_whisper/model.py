@@ -27,7 +27,7 @@ class AudioFeatures:
     Attributes:
         states: The encoder's result, (B, n_audio_ctx, n_audio_state).
         cross: Keys, see `packing.keys_shape`, and values (B, H, 1500, 64) for the decoder: on a CPU those of all blocks,
-            (L, B, ...), in int8 models, where it multiplies bytes, see `packing.bytes_shapes`; on a GPU block by block.
+            (L, B, ...), in int8 models, on x86, see `packing.bytes_shapes`; on a GPU block by block.
     """
 
     states: Buffer

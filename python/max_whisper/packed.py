@@ -69,7 +69,7 @@ class Format:
     bfloat16. Of the vocabulary a step reads few rows, which nothing is gained by rounding: they have at least float16, and
     a screen in four bits tells which (`max_whisper.screen`). A step reads all keys and values of the window: they are
     float16, which changes no token of any recording at hand, or float32 where nothing is to be rounded; those of the audio
-    bytes for int8 where the CPU multiplies them (`max_whisper.compiled`).
+    bytes for int8 on x86 (`max_whisper.compiled`).
     """
 
     device: str

@@ -1,7 +1,8 @@
 """FlashAttention-2 with plain multiplications in float32: the body for float32, and for processors whose matrix
 instructions have none of their own yet (AMD).
 
-Blocks, equations and the launch are those of `flash_tensor_core.mojo`. A step takes 32 keys, because tiles hold float32:
+Equations and the launch are those of `flash_tensor_core.mojo`; a block has 64 queries, and a step takes 32 keys, because tiles hold
+float32:
 
                      32 keys
                +----------------+

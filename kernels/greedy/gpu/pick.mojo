@@ -22,7 +22,7 @@ Cost: 2*B*V*D operations (B rounded up to 8 or 16 on tensor cores); V*D elements
 of h: with one row 1.01 of the least, with 16 rows 1.08. On an H200, tiny.en's 39.8 MB in float16 take
 8.3 us with one row, 10.4 with 5, 10.9 with 8 and 13.1 with 16 (time after time, so the level-2 cache holds some of it), 14.5
 with one row or 5 after the rest of a step; the merging 1.4.
-Memory is busy because all blocks are on the GPU at once, with 8 chunks a lane in flight: 512 threads of at most 64 registers, 2 blocks
+Memory is busy because all blocks are on the GPU at once, with 8 chunks a lane in flight, 6 for more than 8 rows: 512 threads of at most 64 registers, 2 blocks
 a multiprocessor; 128 registers, 1 block, for more than one row without tensor cores. Shared memory at most 41 KB; float32 with D > 512
 therefore takes 8 rows at a time.
 

@@ -1,4 +1,4 @@
-"""Log-mel spectrogram on a GPU; equations and shapes as in `cpu.mojo`, the DFT as in `dft.mojo`.
+"""Log-mel spectrogram on a GPU; equations and shapes as in `../cpu.mojo`, the DFT as in `../dft.mojo`.
 
 A block makes 32 neighbouring frames, of which nothing but the result leaves the chip:
 

@@ -49,7 +49,7 @@ def transform_column(x: Shared[DType.float32]):
 
 @always_inline
 def transform_real_row(x: Shared[DType.float32]):
-    """Powers of the DFT of 25 real numbers of one frame, in place; see `dft.mojo`."""
+    """Powers of the DFT of 25 real numbers of one frame, in place; see `../dft.mojo`."""
     comptime for b in range(5):
         var z = real_dft5(_reals(x, b, 5))
         _store(x, b, z[0].re)
@@ -68,7 +68,7 @@ def transform_real_row(x: Shared[DType.float32]):
 
 @always_inline
 def transform_complex_row(x: Shared[DType.float32]):
-    """Powers of the DFT of 25 complex numbers of one frame, in place of their real parts; see `dft.mojo`."""
+    """Powers of the DFT of 25 complex numbers of one frame, in place of their real parts; see `../dft.mojo`."""
     comptime for b in range(5):
         var z = dft5(_numbers(x, b, 25 + b, 5))
         comptime for c in range(5):
