@@ -66,8 +66,11 @@ comptime _GELU: Array[Float32, 11] = [
     0.0014435495249927044,
 ]
 
-comptime _ROUND = Float32(12582912 + 127)
-"""1.5 * 2^23 + 127: adding it rounds to an integer n, and n + 127 stands in the low bits: the exponent field of 2^n."""
+comptime ROUND = Float32(12582912)
+"""1.5 * 2^23: adding it rounds to an integer that stands, as two's complement, in the low bits."""
+
+comptime _ROUND_TO_POWER = ROUND + 127
+"""Adding it rounds to an integer n, and n + 127 stands in the low bits: the exponent field of 2^n."""
 
 
 @always_inline
@@ -130,8 +133,8 @@ def exp2_bits[
 ]:
     """Takes x for n + f, n the integer nearest to `held`, which is x where that is -126 to 127: returns f and 2^n, made of its
     bits. NaN is in f."""
-    var shifted = held + _ROUND
-    return x - (shifted - _ROUND), bitcast[DType.float32, width](bitcast[DType.int32, width](shifted) << 23)
+    var shifted = held + _ROUND_TO_POWER
+    return x - (shifted - _ROUND_TO_POWER), bitcast[DType.float32, width](bitcast[DType.int32, width](shifted) << 23)
 
 
 @always_inline

@@ -19,13 +19,14 @@ from std.collections import Array
 from std.math import ceildiv
 from std.memory import bitcast
 
-from ..cpu.operand import integers, pair_words, round_bfloat16, steps
+from ..cpu.operand import integers, pair_words, reciprocal, round_bfloat16, steps
 from ..cpu.threads import Workers
 from ..cpu.tile import PANEL
 from ..cpu.transpose import transpose
 from ..data import Data
 from ..math import larger, multiply_add
-from .strip import HEAD
+from .heads import head_column
+from .strip import HEAD, HEAD_PANELS
 
 comptime VALUE_GROUP = 4 * PANEL
 """Values of a group."""
@@ -73,7 +74,7 @@ def byte_rows[
     @always_inline
     def some_heads(begin: Int, end: Int) {imm}:
         for matrix in range(begin, end):
-            var column = row_stride - (2 * heads - matrix % heads) * HEAD
+            var column = head_column(row_stride, heads, matrix % heads)
             var head = rows.unsafe_offset(matrix // heads * length * row_stride + column)
             var mean = _mean(head, row_stride, length)
             var k = keys.unsafe_offset(matrix * ceildiv(length, PANEL) * KEY_PANEL)
@@ -89,23 +90,23 @@ def byte_rows[
     workers.share(some_heads, batch * heads)
 
 
-def _mean(rows: Data[DType.float32], stride: Int, count: Int) -> Array[_Vector, HEAD // PANEL]:
+def _mean(rows: Data[DType.float32], stride: Int, count: Int) -> Array[_Vector, HEAD_PANELS]:
     """The mean of some rows of a head."""
-    var sums = Array[_Vector, HEAD // PANEL](fill=_Vector(0))
+    var sums = Array[_Vector, HEAD_PANELS](fill=_Vector(0))
     for row in range(count):
-        comptime for j in range(HEAD // PANEL):
+        comptime for j in range(HEAD_PANELS):
             sums[j] += rows.unsafe_load[width=PANEL](row * stride + j * PANEL)
-    comptime for j in range(HEAD // PANEL):
+    comptime for j in range(HEAD_PANELS):
         sums[j] /= Float32(count)
     return sums^
 
 
 @always_inline
-def _scale(x: Array[_Vector, HEAD // PANEL]) -> Float32:
+def _scale(x: Array[_Vector, HEAD_PANELS]) -> Float32:
     """What a step of a row's integers stands for; NaN if the row holds NaN or infinity."""
     var largest = _Vector(0)
     var poison = _Vector(0)
-    comptime for j in range(HEAD // PANEL):
+    comptime for j in range(HEAD_PANELS):
         largest = larger(largest, abs(x[j]))
         poison = multiply_add(x[j], _Vector(0), poison)
     return largest.reduce_max() / steps[DType.int8] + poison.reduce_add()
@@ -117,20 +118,20 @@ def _store_keys(
     rows: Data[DType.float32],
     stride: Int,
     count: Int,
-    mean: Array[_Vector, HEAD // PANEL],
+    mean: Array[_Vector, HEAD_PANELS],
 ):
     """Writes a panel of 16 keys, of which `count` exist, if it is less."""
     var words = Array[SIMD[DType.int32, PANEL], PANEL](fill=SIMD[DType.int32, PANEL](0))
     var scales = _Vector(0)
     for key in range(min(PANEL, count)):
-        var x = Array[_Vector, HEAD // PANEL](uninitialized=True)
-        comptime for j in range(HEAD // PANEL):
+        var x = Array[_Vector, HEAD_PANELS](uninitialized=True)
+        comptime for j in range(HEAD_PANELS):
             x[j] = rows.unsafe_load[width=PANEL](key * stride + j * PANEL) - mean[j]
         var scale = _scale(x)
         scales[key] = scale
-        var inverse = 1 / scale if scale > 0 else 0
+        var inverse = reciprocal(scale)
         var bytes = SIMD[DType.int8, HEAD](0)
-        comptime for j in range(HEAD // PANEL):
+        comptime for j in range(HEAD_PANELS):
             bytes = bytes.insert[offset=j * PANEL]((integers(x[j], inverse) + _OFFSET).cast[DType.int8]())
         words[key] = bitcast[DType.int32, PANEL](bytes)
     transpose[DType.int32, PANEL](words)
@@ -144,20 +145,20 @@ def _store_values(group: Data[DType.int8], rows: Data[DType.float32], stride: In
     """Writes a group of 64 values, of which `count` exist, if it is less."""
     var words = group.unsafe_bitcast[Int32]().unsafe_offset(VALUE_GROUP)
     for row in range(PANEL):
-        var found = Array[SIMD[DType.int32, PANEL], HEAD // PANEL](fill=SIMD[DType.int32, PANEL](0))
+        var found = Array[SIMD[DType.int32, PANEL], HEAD_PANELS](fill=SIMD[DType.int32, PANEL](0))
         comptime for part in range(4):
             var value = part * PANEL + row
             var scale = Float32(0)
             if value < count:
-                var x = Array[_Vector, HEAD // PANEL](uninitialized=True)
-                comptime for j in range(HEAD // PANEL):
+                var x = Array[_Vector, HEAD_PANELS](uninitialized=True)
+                comptime for j in range(HEAD_PANELS):
                     x[j] = rows.unsafe_load[width=PANEL](value * stride + j * PANEL)
                 scale = _scale(x)
-                var inverse = 1 / scale if scale > 0 else 0
-                comptime for j in range(HEAD // PANEL):
+                var inverse = reciprocal(scale)
+                comptime for j in range(HEAD_PANELS):
                     found[j] |= (integers(x[j], inverse) & 255) << Int32(8 * part)
             group.unsafe_bitcast[Float32]()[unsafe_offset=value] = scale
-        comptime for j in range(HEAD // PANEL):
+        comptime for j in range(HEAD_PANELS):
             words.unsafe_store((j * PANEL + row) * PANEL, found[j])
 
 
@@ -190,7 +191,7 @@ def pair_bytes_of_group(
         )
     var groups = ceildiv(length, 2 * PANEL)
     _pair_values(
-        values.unsafe_bitcast[Int32]().unsafe_offset((matrix * HEAD // PANEL * groups + 2 * group) * PANEL * PANEL),
+        values.unsafe_bitcast[Int32]().unsafe_offset((matrix * HEAD_PANELS * groups + 2 * group) * PANEL * PANEL),
         groups * PANEL * PANEL,
         min(2, groups - 2 * group),
         byte_values.unsafe_offset((matrix * ceildiv(length, VALUE_GROUP) + group) * VALUES),
@@ -225,7 +226,7 @@ def _pair_keys(output: Data[DType.int32], panel: Data[DType.int8]):
 def _pair_values(output: Data[DType.int32], panel_stride: Int, halves: Int, group: Data[DType.int8]):
     """Writes 64 values in pairs, or the first 32."""
     var scales = group.unsafe_bitcast[Float32]()
-    for j in range(HEAD // PANEL):
+    for j in range(HEAD_PANELS):
         for row in range(PANEL):
             var words = group.unsafe_bitcast[Int32]().unsafe_load[width=PANEL](VALUE_GROUP + (j * PANEL + row) * PANEL)
             comptime for half in range(2):

@@ -120,7 +120,7 @@ struct Attention[Strips: StripSoftmax]:
             for i in range(0, count, Self.Strips.rows):
                 var strip = min(Self.Strips.rows, count - i)
                 strips.step[causal](i, strip, keys, values, self.capacity, key, key_count, seen + i - key)
-        strips.finish[causal](count)
+        strips.finish(count)
 
         for i in range(count):
             var o = self.output.unsafe_offset(((row * self.length + first + i) * self.heads + head) * HEAD)

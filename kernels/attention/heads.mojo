@@ -18,6 +18,17 @@ from ..data import Data
 from .strip import HEAD
 
 
+def head_column(row_stride: Int, heads: Int, head: Int) -> Int:
+    """Where the key of a head begins in a row; its value is H * 64 columns further on.
+
+    Args:
+        row_stride: N.
+        heads: H.
+        head: Which head.
+    """
+    return row_stride - (2 * heads - head) * HEAD
+
+
 def store_heads[
     dtype: DType, cache_type: DType, W: Workers, //
 ](
@@ -56,7 +67,7 @@ def store_heads[
             var start = Int(past.value()[unsafe_offset=b]) if past else 0
             var k = keys.unsafe_offset(matrix * ceildiv(capacity, PANEL) * HEAD * PANEL)
             var v = values.unsafe_offset((matrix * capacity + start) * HEAD)
-            var row = rows.unsafe_offset(b * length * row_stride + row_stride - 2 * width + h * HEAD)
+            var row = rows.unsafe_offset(b * length * row_stride + head_column(row_stride, heads, h))
             for t in range(length):
                 v.unsafe_store(t * HEAD, row.unsafe_load[width=HEAD](t * row_stride + width).cast[cache_type]())
             var t = 0

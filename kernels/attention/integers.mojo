@@ -15,13 +15,14 @@ Cost: no arithmetic but rounding; 4 bytes read and 2 written for each of 2*B*S*H
 from std.collections import Array
 from std.math import ceildiv
 
-from ..cpu.operand import integers, largest_magnitude, pair_words
+from ..cpu.operand import integers, largest_magnitude, pair_words, reciprocal
 from ..cpu.threads import ForkJoin
 from ..cpu.tile import PANEL
 from ..cpu.transpose import transpose
 from ..data import Data
 from ..math import larger, multiply_add
-from .strip import HEAD
+from .heads import head_column
+from .strip import HEAD, HEAD_PANELS
 
 comptime VALUE_GROUP = 64
 """Values of a group: the sum of as many products fits into int32."""
@@ -97,7 +98,7 @@ def integer_rows_of_group(
         group: Which 64 rows.
     """
     var first = group * VALUE_GROUP
-    var column = row_stride - (2 * heads - matrix % heads) * HEAD
+    var column = head_column(row_stride, heads, matrix % heads)
     var head = rows.unsafe_offset((matrix // heads * length + first) * row_stride + column)
     var panels = ceildiv(length, PANEL)
     var k = keys.unsafe_bitcast[Int32]().unsafe_offset((matrix * panels + first // PANEL) * PANEL_WORDS)
@@ -109,21 +110,15 @@ def integer_rows_of_group(
             min(PANEL, length - first - at),
         )
     var v = values.unsafe_bitcast[Int32]().unsafe_offset(
-        (matrix * ceildiv(length, VALUE_GROUP) + group) * HEAD // PANEL * PANEL_WORDS
+        (matrix * ceildiv(length, VALUE_GROUP) + group) * HEAD_PANELS * PANEL_WORDS
     )
-    for panel in range(HEAD // PANEL):
+    for panel in range(HEAD_PANELS):
         _store_values(
             v.unsafe_offset(panel * PANEL_WORDS),
             head.unsafe_offset(heads * HEAD + panel * PANEL),
             row_stride,
             min(VALUE_GROUP, length - first),
         )
-
-
-@always_inline
-def reciprocal(scale: Float32) -> Float32:
-    """What turns a number into steps of a scale: 0 where all are 0, or one of them is none."""
-    return 1 / scale if scale > 0 else 0
 
 
 @always_inline

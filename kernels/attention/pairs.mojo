@@ -22,7 +22,8 @@ from ..cpu.tile import PANEL
 from ..cpu.transpose import transpose
 from ..data import Data
 from .bytes import VALUE_GROUP, pair_bytes_of_group
-from .strip import HEAD
+from .heads import head_column
+from .strip import HEAD, HEAD_PANELS
 
 
 comptime KEY_GROUP = 2 * PANEL
@@ -94,8 +95,8 @@ def pair_rows_of_group[
     var panels = ceildiv(length, PANEL)
     var groups = ceildiv(length, KEY_GROUP)
     var first = group * KEY_GROUP
-    var columns = row_stride - (2 * heads - matrix % heads) * HEAD
-    var head = rows.unsafe_offset((matrix // heads * length + first) * row_stride + columns)
+    var column = head_column(row_stride, heads, matrix % heads)
+    var head = rows.unsafe_offset((matrix // heads * length + first) * row_stride + column)
     var k = keys.unsafe_bitcast[Int32]().unsafe_offset((matrix * panels + 2 * group) * terms * PANEL * HEAD // 2)
     for panel in range(min(2, panels - 2 * group)):
         var at = panel * PANEL
@@ -106,7 +107,7 @@ def pair_rows_of_group[
             min(PANEL, length - first - at),
         )
     comptime words = terms * PANEL * PANEL
-    var v = values.unsafe_bitcast[Int32]().unsafe_offset((matrix * HEAD // PANEL * groups + group) * words)
+    var v = values.unsafe_bitcast[Int32]().unsafe_offset((matrix * HEAD_PANELS * groups + group) * words)
     _store_values[terms](v, groups * words, head.unsafe_offset(heads * HEAD), row_stride, length - first)
 
 
@@ -279,7 +280,7 @@ def pair_cache_of_group(
     for panel in range(min(2, panels - 2 * group)):
         var at = first + panel * PANEL * HEAD
         _pair_panel(keys.unsafe_bitcast[Int32]().unsafe_offset(at // 2), cached_keys.unsafe_offset(at))
-    var v = values.unsafe_bitcast[Int32]().unsafe_offset((matrix * HEAD // PANEL * groups + group) * PANEL * PANEL)
+    var v = values.unsafe_bitcast[Int32]().unsafe_offset((matrix * HEAD_PANELS * groups + group) * PANEL * PANEL)
     var row = cached_values.unsafe_offset((matrix * length + group * KEY_GROUP) * HEAD)
     _store_values[1](v, groups * PANEL * PANEL, row, HEAD, length - group * KEY_GROUP)
 

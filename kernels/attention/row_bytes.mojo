@@ -28,15 +28,14 @@ from std.memory import bitcast
 from std.memory.alloc import unsafe_alloc
 from std.utils.numerics import neg_inf
 
-from ..cpu.operand import DOT_INT8, ONES, dot, integers, largest_magnitude, pair_words
+from ..cpu.operand import DOT_INT8, ONES, dot, integers, largest_magnitude, pair_words, reciprocal
 from ..cpu.prefetch import ask_for
 from ..cpu.tile import PANEL, VECTORS, WIDTH
 from ..data import Data
 from ..math import exp2, larger, multiply_add
 from .bytes import KEY_PANEL, VALUE_GROUP, VALUES
-from .strip import HEAD, SCALE, StripSoftmax, largest_lanes
+from .strip import HEAD, HEAD_PANELS, SCALE, StripSoftmax, largest_lanes
 
-comptime HEAD_PANELS = HEAD // PANEL
 
 comptime _QUERY_STEPS = Float32(32639)
 """Largest Q: 127 * 256 + 127, two bytes with sign."""
@@ -100,7 +99,7 @@ struct ByteRow(StripSoftmax):
     def begin(mut self, queries: Data[DType.float32], stride: Int, count: Int):
         """Begins a query."""
         self.step_size = largest_magnitude(queries, HEAD) / _QUERY_STEPS
-        var inverse = 1 / self.step_size if self.step_size > 0 else 0
+        var inverse = reciprocal(self.step_size)
         var total = SIMD[DType.int32, PANEL](0)
         comptime for j in range(HEAD_PANELS):
             var q = integers(queries.unsafe_load[width=PANEL](j * PANEL), inverse) << 16 >> 16
@@ -174,7 +173,7 @@ struct ByteRow(StripSoftmax):
             scores.unsafe_store(j, p)
         self.sum = self.sum * correction + total.reduce_add()
         var unit = largest.reduce_max() / _WEIGHT_STEPS
-        var inverse = 1 / unit if unit > 0 else 0
+        var inverse = reciprocal(unit)
         for group in range(groups):
             var w = Array[SIMD[DType.int32, PANEL], 4](uninitialized=True)
             comptime for part in range(4):
@@ -195,10 +194,6 @@ struct ByteRow(StripSoftmax):
         _add_values(
             weights, v, later, groups, correction, unit + 0 * self.sum, self.memory.unsafe_offset(Self._OUTPUTS)
         )
-
-    def finish[causal: Bool](mut self, count: Int):
-        """Nothing is left to do."""
-        pass
 
     def sums(self, query: Int) -> Data[DType.float32]:
         """O of the query."""

@@ -1,10 +1,14 @@
 """What the bodies of attention have in common: the softmax of a strip of queries, step by step."""
 
+from ..cpu.tile import PANEL
 from ..data import Data
 from ..math import LOG2_E, larger
 
 comptime HEAD = 64
 """Elements of one head: Whisper's, from tiny to large."""
+
+comptime HEAD_PANELS = HEAD // PANEL
+"""Panels of 16 columns of a head."""
 
 comptime SCALE = Float32(0.125) * LOG2_E
 """1 / sqrt(HEAD) and the step from powers of e to powers of 2: maxima and exponents are kept times log2(e)."""
@@ -111,16 +115,13 @@ trait StripSoftmax(TrivialRegisterPassable):
         """
         ...
 
-    def finish[causal: Bool](mut self, count: Int):
+    def finish(mut self, count: Int):
         """Completes what the steps have begun: all keys have been seen.
-
-        Parameters:
-            causal: As for `step`.
 
         Args:
             count: Queries of the block.
         """
-        ...
+        pass
 
     def sums(self, query: Int) -> Data[DType.float32]:
         """The sum O of a query's weighted values: HEAD elements."""

@@ -54,9 +54,8 @@ from ..cpu.tile import PANEL, VECTORS, WIDTH
 from ..data import Data
 from ..math import exp2, larger
 from .pairs import KEY_GROUP, pair_rows_of_group
-from .strip import HEAD, HEADROOM, SCALE, RoundedSoftmax
+from .strip import HEAD, HEAD_PANELS, HEADROOM, SCALE, RoundedSoftmax
 
-comptime HEAD_PANELS = HEAD // PANEL
 
 comptime KEY_BLOCK = 2 * KEY_GROUP
 """Keys of a block."""
@@ -353,7 +352,7 @@ struct Bfloat16Strips(RoundedSoftmax):
         else:
             self._step[bounded=False](count, keys.unsafe_bitcast[Int32]().unsafe_offset(key * _WORDS), block)
 
-    def finish[causal: Bool](mut self, count: Int):
+    def finish(mut self, count: Int):
         """Weighs the last block and adds the last values."""
         var none = _Block(self.weights, self.scores, self.weights, 0)
         for _ in range(2):

@@ -17,9 +17,7 @@ from std.utils.numerics import neg_inf
 from ..cpu.tile import PANEL, ROWS, WIDTH, multiply_tile
 from ..data import Data
 from ..math import exp2, multiply_add
-from .strip import HEAD, SCALE, StripSoftmax, largest_lanes
-
-comptime HEAD_PANELS = HEAD // PANEL
+from .strip import HEAD, HEAD_PANELS, SCALE, StripSoftmax, largest_lanes
 
 
 struct Float32Strips[queries_type: DType, keys_type: DType](StripSoftmax):
@@ -122,10 +120,6 @@ struct Float32Strips[queries_type: DType, keys_type: DType](StripSoftmax):
                     sums.unsafe_load[width=WIDTH](j), correction, added.unsafe_load[width=WIDTH](i * HEAD + j)
                 )
                 sums.unsafe_store(j, o)
-
-    def finish[causal: Bool](mut self, count: Int):
-        """Every step has left nothing behind."""
-        pass
 
     def sums(self, query: Int) -> Data[DType.float32]:
         """O of a query."""

@@ -31,9 +31,8 @@ from ..cpu.tile import PANEL, ROWS, VECTORS, WIDTH, tile_panels
 from ..data import Data
 from ..math import exp2, multiply_add
 from .integers import PANEL_WORDS, VALUE_GROUP, WORDS, integer_rows_of_group, paired, reciprocal
-from .strip import HEAD, SCALE, RoundedSoftmax, largest_lanes
+from .strip import HEAD, HEAD_PANELS, SCALE, RoundedSoftmax, largest_lanes
 
-comptime HEAD_PANELS = HEAD // PANEL
 
 comptime _QUERY_STEPS = Float32(8191)
 """Largest integer of a query."""
@@ -253,10 +252,6 @@ struct Int16Strips(RoundedSoftmax):
                     comptime for j in range(together * VECTORS):
                         var so_far = o.unsafe_load[width=WIDTH](j * WIDTH)
                         o.unsafe_store(j * WIDTH, multiply_add(so_far, correction, sums[i * together * VECTORS + j]))
-
-    def finish[causal: Bool](mut self, count: Int):
-        """Every step has left nothing behind."""
-        pass
 
     @staticmethod
     def pack_group(

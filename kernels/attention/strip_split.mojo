@@ -204,10 +204,6 @@ struct SplitStrips(StripSoftmax):
             comptime for j in range(0, HEAD, PANEL):
                 self.sums(query).unsafe_store(j, self.sums(query).unsafe_load[width=PANEL](j) * correction)
 
-    def finish[causal: Bool](mut self, count: Int):
-        """Nothing is left to do."""
-        pass
-
     def sums(self, query: Int) -> Data[DType.float32]:
         """O of a query."""
         return self.outputs.unsafe_offset(query * HEAD)

@@ -16,9 +16,6 @@ Only the rows that reach beyond an end read a padded copy of 3*C elements.
 Cost: 2 * B*T_out*N*3*C operations; (B*T*C + 3*C*N + B*T_out*N) elements moved.
 """
 
-from std.math import ceildiv
-from std.memory import stack_allocation
-
 from ..cpu.epilogue import Epilogue
 from ..cpu.matmul import multiply
 from ..cpu.threads import ForkJoin

@@ -36,7 +36,7 @@ Schraudolph, "A Fast, Compact Approximation of the Exponential Function", Neural
 from std.memory import bitcast
 from std.sys import CompilationTarget, llvm_intrinsic
 
-from ..math import exp2, exp2_bits, horner, larger, multiply_add
+from ..math import ROUND, exp2, exp2_bits, horner, larger, multiply_add
 
 comptime EXP2_STEPS = Float32(128)
 """Steps of t from one power of two to the next."""
@@ -132,10 +132,11 @@ def exp2_pairs[
 comptime LARGEST_WEIGHT = Float32(16383)
 """What `exp2_integers` makes of 2^0: 14 bits."""
 
-comptime ZERO_WEIGHT = Float32(12582912)
-"""What it makes of 0: 1.5 * 2^23, and more by n for the integer n, which then stands in the low bits."""
+comptime ZERO_WEIGHT = ROUND
+"""What it makes of 0, and more by n for the integer n, which then stands in the low bits."""
 
 comptime _LOG2_LARGEST = Float32(13.999911941)
+"""Of LARGEST_WEIGHT."""
 
 comptime _EXP2: Array[Float32, 4] = [0.99992807, 0.69326099, 0.24261114, 0.05517166]
 """2^f for |f| <= 1/2, within 7.5e-5: one step and a quarter of the largest."""

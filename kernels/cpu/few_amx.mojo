@@ -22,12 +22,12 @@ from std.memory import bitcast
 from std.memory.alloc import unsafe_alloc
 
 from ..data import Data
-from .amx import REGISTERS, TILE_BYTES, TILE_ROWS, Tiles, multiply_tiles
+from .amx import REGISTERS, TILE_ROWS, Tiles, multiply_tiles
 from .beside import Apart
 from .epilogue import Epilogue, finish
 from .narrow import scale_sums
 from .narrow_amx import SUMS, WORDS, pad
-from .operand import HARDWARE_AMX, integers, row_scale
+from .operand import HARDWARE_AMX, integers, reciprocal, row_scale
 from .tile import PANEL, group, panel_rows, scale_rows
 
 comptime parts[b_type: DType]: Int = 2 if b_type == DType.int8 else 3
@@ -72,7 +72,7 @@ def _pack_parts[
         comptime if b_type == DType.int8:
             var scale = row_scale[DType.int16](line, depth)
             scales[unsafe_offset=row] = scale
-            inverse = 1 / scale if scale > 0 else 0
+            inverse = reciprocal(scale)
         for k in range(0, depth, 16):
             var values = SIMD[DType.float32, 16](0)
             if k + 16 <= depth:

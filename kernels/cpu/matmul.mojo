@@ -39,7 +39,6 @@ from .tile import (
     MOST_PANELS,
     PANEL,
     ROWS,
-    WIDTH,
     group,
     is_rounded,
     multiply_tile,

@@ -34,7 +34,7 @@ from std.sys import CompilationTarget, llvm_intrinsic, size_of
 from std.sys.defines import get_defined_string
 
 from ..data import Data
-from ..math import larger, multiply_add
+from ..math import ROUND, larger, multiply_add
 from .tile import WIDTH
 
 comptime EMULATED = get_defined_string["MAX_WHISPER_EMULATE", ""]()
@@ -65,9 +65,6 @@ def operand_type(weights: DType, *, many: Bool) -> DType:
         return DType.bfloat16
     return DType.float32
 
-
-comptime sum_type[operand: DType]: DType = DType.float32 if operand == DType.bfloat16 else DType.int32
-"""Element type of the sums."""
 
 comptime lanes[operand: DType]: Int = 4 // size_of[operand]()
 """G: values of k in 4 bytes."""
@@ -159,9 +156,6 @@ def add_pairs_of_bytes(
 comptime ONES = SIMD[DType.int32, WIDTH](0x10001)
 """Pairs of 1 in int16: their dot product with pairs is the sum of each."""
 
-comptime _ROUND = Float32(12582912)
-"""1.5 * 2^23: adding it rounds to an integer that stands, as two's complement, in the low bits."""
-
 
 def largest_magnitude(x: Data[DType.float32], depth: Int) -> Float32:
     """The largest magnitude of a row; NaN if the row holds NaN or infinity."""
@@ -190,6 +184,12 @@ def row_scale[operand: DType](x: Data[DType.float32], depth: Int) -> Float32:
 
 
 @always_inline
+def reciprocal(scale: Float32) -> Float32:
+    """What turns numbers into steps of a scale: 0 where all of them are 0, or one is none."""
+    return 1 / scale if scale > 0 else 0
+
+
+@always_inline
 def round_bfloat16(x: SIMD[DType.float32, 16]) -> SIMD[DType.int32, 16]:
     """The bits of the nearest bfloat16, ties to even, in the lower half of each word; what the upper holds does not count.
     """
@@ -214,7 +214,7 @@ def pair_words[
 def integers(x: SIMD[DType.float32, 16], inverse: SIMD[DType.float32, 16]) -> SIMD[DType.int32, 16]:
     """The integers nearest to x * inverse, ties to even, in the lower 22 bits of each word; what the upper hold does not count.
     """
-    return bitcast[DType.int32, 16](multiply_add(x, inverse, SIMD[DType.float32, 16](_ROUND)))
+    return bitcast[DType.int32, 16](multiply_add(x, inverse, SIMD[DType.float32, 16](ROUND)))
 
 
 @always_inline
@@ -272,7 +272,7 @@ def pack_strip[
         comptime if operand != DType.bfloat16:
             var scale = row_scale[operand](x.unsafe_offset(row * stride), depth) if here else 0
             scales[unsafe_offset=row] = scale
-            inverse = 1 / scale if scale > 0 else 0
+            inverse = reciprocal(scale)
         for begin in range(0, words, chunk):
             var line = packed.unsafe_offset(begin * strip + row * chunk)
             var source = x.unsafe_offset(row * stride + begin * lanes[operand])

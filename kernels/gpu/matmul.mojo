@@ -59,15 +59,14 @@ from std.utils import StaticTuple
 
 from ..data import Data
 from .epilogue import Epilogue
-from .memory import CHUNK, TILE_ROW, Shared, chunk, commit_copies, swizzled, wait_copies
+from .memory import CHUNKS, TILE_ROW, Shared, chunk, commit_copies, swizzled, wait_copies
 from .overlap import overlapping
 from .rows import Rows
-from .tile import PARTS, THREADS, TILE_M, TILE_N, FmaTile, TensorCoreTile, Tile
+from .tile import PARTS, THREADS, TILE_N, FmaTile, TensorCoreTile, Tile
 from .warpgroup import has_warpgroups
 from .warpgroup_matmul import TILES, WarpgroupTile, warpgroup_matmul_kernel
 
-comptime _CHUNKS = TILE_ROW // CHUNK
-comptime _ROWS_AT_ONCE = THREADS // _CHUNKS
+comptime _ROWS_AT_ONCE = THREADS // CHUNKS
 comptime _STEP_BYTES[T: Tile] = (T.M + TILE_N) * TILE_ROW
 
 
@@ -87,8 +86,8 @@ def _start_part[
     first part starts all."""
     comptime A_PASSES = T.M // _ROWS_AT_ONCE
     comptime PASSES = A_PASSES + TILE_N // _ROWS_AT_ONCE
-    var place = thread % _CHUNKS
-    var row = thread // _CHUNKS
+    var place = thread % CHUNKS
+    var row = thread // CHUNKS
     var k = step * Int32(TILE_ROW // size_of[T.dtype]()) + Int32(place * chunk[T.dtype]())
     var at = stage.unsafe_offset(swizzled[T.dtype](row, place))
     comptime first = part * PASSES // PARTS if T.SPREAD else 0

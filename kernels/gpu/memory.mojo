@@ -32,6 +32,9 @@ comptime CHUNK = 16
 comptime TILE_ROW = 128
 """Bytes of a row of a shared tile: all banks once."""
 
+comptime CHUNKS = TILE_ROW // CHUNK
+"""Chunks of a row of a shared tile."""
+
 comptime Shared[dtype: DType] = Pointer[Scalar[dtype], MutUntrackedOrigin, address_space=AddressSpace.SHARED]
 """Address in a block's shared memory."""
 

@@ -29,6 +29,13 @@ comptime MMA_K = 16
 
 
 @always_inline
+def product_column(row: Int) -> Int:
+    """Which column of a product belongs in a row of B's shared tile, so that a lane ends with 8 that lie together: column 2t + h of
+    mma tile j of 32 columns (row 8j + 2t + h) is column 8t + 2j + h of the product."""
+    return row & ~31 | (row & 6) << 2 | (row & 24) >> 2 | row & 1
+
+
+@always_inline
 def load_matrices[dtype: DType, //, *, transpose: Bool = False](row: Shared[dtype]) -> SIMD[dtype, 8]:
     """Loads four 8 x 8 matrices of 2-byte elements from shared memory; all lanes of the warp take part.
 

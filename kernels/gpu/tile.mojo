@@ -28,8 +28,8 @@ from max.gpu import WARP_SIZE
 from std.collections import Array
 
 from .epilogue import Epilogue
-from .memory import CHUNK, TILE_ROW, Shared, chunk, swizzled
-from .tensor_core import MMA_K, MMA_M, MMA_N, load_matrices, multiply_add
+from .memory import CHUNK, CHUNKS, Shared, chunk, swizzled
+from .tensor_core import MMA_M, MMA_N, load_matrices, multiply_add, product_column
 
 comptime TILE_M = 128
 """Rows of a block's tile of the product, at most."""
@@ -40,9 +40,8 @@ comptime TILE_N = 64
 comptime THREADS = 128
 """Threads of a group."""
 
-comptime _CHUNKS = TILE_ROW // CHUNK
 
-comptime PARTS = _CHUNKS // 2
+comptime PARTS = CHUNKS // 2
 """Parts of a step, 32 bytes of k each: what is done in between is spread over them."""
 
 
@@ -152,8 +151,7 @@ struct TensorCoreTile[type: DType, groups: Int, stages: Int](Tile):
     @staticmethod
     @always_inline
     def column(row: Int) -> Int:
-        # Column 2t + h of mma tile j of 32 columns (row 8j + 2t + h) is column 8t + 2j + h of the product.
-        return row & ~31 | (row & 6) << 2 | (row & 24) >> 2 | row & 1
+        return product_column(row)
 
     @always_inline
     def load[part: Int](mut self, a: Shared[Self.dtype], b: Shared[Self.dtype], thread: Int):

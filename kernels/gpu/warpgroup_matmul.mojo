@@ -62,9 +62,10 @@ from std.utils import StaticTuple
 
 from ..data import Data
 from .epilogue import Epilogue
-from .memory import CHUNK, TILE_ROW, Shared, chunk, commit_copies, swizzled, wait_copies
+from .memory import CHUNK, CHUNKS, TILE_ROW, Shared, chunk, commit_copies, swizzled, wait_copies
 from .overlap import start_next, wait_for_previous
 from .rows import Rows
+from .tensor_core import product_column
 from .warpgroup import (
     GROUP,
     GROUP_M,
@@ -79,8 +80,7 @@ from .warpgroup import (
     wait_products,
 )
 
-comptime _CHUNKS = TILE_ROW // CHUNK
-comptime _PARTS = _CHUNKS // 2
+comptime _PARTS = CHUNKS // 2
 """Products of 16 terms in a step."""
 
 
@@ -130,20 +130,13 @@ comptime TILES = [
 
 
 @always_inline
-def _column(row: Int) -> Int:
-    """Which column of the product belongs in a row of B's tile: a thread shall end with 8 that lie together (see `tile.mojo`).
-    """
-    return row & ~31 | (row & 6) << 2 | (row & 24) >> 2 | row & 1
-
-
-@always_inline
 def _copy_a[
     dtype: DType, //, tile: WarpgroupTile
 ](a: Rows[dtype], first_row: Int32, step: Int32, stage: Shared[dtype], thread: Int):
     """Starts the copies of one step of A: 8 threads a row, rows that are swizzled alike."""
-    comptime AT_ONCE = tile.threads() // _CHUNKS
-    var place = thread % _CHUNKS
-    var row = thread // _CHUNKS
+    comptime AT_ONCE = tile.threads() // CHUNKS
+    var place = thread % CHUNKS
+    var row = thread // CHUNKS
     var k = step * Int32(TILE_ROW // size_of[dtype]()) + Int32(place * chunk[dtype]())
     var at = stage.unsafe_offset(swizzled[dtype](row, place))
     comptime for i in range(tile.rows() // AT_ONCE):
@@ -155,13 +148,13 @@ def _copy_b[
     dtype: DType, //, tile: WarpgroupTile
 ](b: Rows[dtype], first_column: Int32, step: Int32, stage: Shared[dtype], thread: Int):
     """Starts the copies of one step of B, which lies behind A."""
-    comptime AT_ONCE = tile.threads() // _CHUNKS
-    var place = thread % _CHUNKS
-    var row = thread // _CHUNKS
+    comptime AT_ONCE = tile.threads() // CHUNKS
+    var place = thread % CHUNKS
+    var row = thread // CHUNKS
     var k = step * Int32(TILE_ROW // size_of[dtype]()) + Int32(place * chunk[dtype]())
     var at = stage.unsafe_offset(swizzled[dtype](row, place))
     comptime for i in range(tile.columns // AT_ONCE):
-        var column = first_column + Int32(_column(row + i * AT_ONCE))
+        var column = first_column + Int32(product_column(row + i * AT_ONCE))
         b.copy[(tile.rows() + i * AT_ONCE) * TILE_ROW](column, k, b.end(k), at)
 
 
@@ -192,7 +185,7 @@ def warpgroup_matmul_kernel[
     comptime SIZE = (tile.rows() + tile.columns) * TILE_ROW // size_of[dtype]()
     comptime STEP = Int32(TILE_ROW // size_of[dtype]())
     comptime AHEAD = tile.stages - 2
-    comptime AT_ONCE = tile.threads() // _CHUNKS
+    comptime AT_ONCE = tile.threads() // CHUNKS
     comptime assert tile.rows() % AT_ONCE == 0 and tile.columns % AT_ONCE == 0, "a thread would have part of a copy"
     var batch = Int(block_idx.z)
     var a = Rows[dtype](x.unsafe_offset(batch * Int(x_size)), x_size, stride, origin, depth)

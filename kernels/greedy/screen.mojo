@@ -25,7 +25,7 @@ from std.memory import bitcast
 from std.memory.alloc import unsafe_alloc
 
 from ..cpu.matmul import multiply
-from ..cpu.operand import ADDS_PAIRS_OF_BYTES, DOT_INT8, ONES, add_pairs_of_bytes, dot, integers, row_scale
+from ..cpu.operand import ADDS_PAIRS_OF_BYTES, DOT_INT8, ONES, add_pairs_of_bytes, dot, integers, reciprocal, row_scale
 from ..cpu.prefetch import ask_for
 from ..cpu.threads import Workers
 from ..cpu.tile import PANEL, VECTORS, WIDTH, widened
@@ -196,7 +196,7 @@ def _round(
     Returns:
         The square of the norm of what rounding takes from the columns that count.
     """
-    var inverse = 1 / scale if scale > 0 else Float32(0)
+    var inverse = reciprocal(scale)
     var lost = Float32(0)
     for g in range(groups):
         var sum = Int32(0)

@@ -43,7 +43,7 @@ from ..cpu.threads import ForkJoin, grain
 from ..cpu.tile import WIDTH
 from ..cpu.transpose import transpose
 from ..data import Data
-from ..math import multiply_add
+from ..math import horner, multiply_add
 from .dft import BINS, POINTS, SLOTS, Real, Vector, power_spectrum
 
 comptime HOP = 160
@@ -99,12 +99,7 @@ def scaled_log[width: SIMDLength, //](x: Vector[width]) -> Vector[width]:
     var bits = bitcast[DType.int32, width](x)
     var e = (bits - 0x3F3504F3) >> 23
     var t = bitcast[DType.float32, width](bits - (e << 23)) - 1
-    comptime leading = _LOG[6]
-    var q = Vector[width](leading)
-    comptime for i in reversed(range(6)):
-        comptime coefficient = _LOG[i]
-        q = multiply_add(q, t, coefficient)
-    return multiply_add(q, t, multiply_add(e.cast[DType.float32](), Float32(log10(2.0) / 4), 1))
+    return multiply_add(horner[_LOG](t), t, multiply_add(e.cast[DType.float32](), Float32(log10(2.0) / 4), 1))
 
 
 @always_inline

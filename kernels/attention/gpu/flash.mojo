@@ -15,7 +15,7 @@ from std.utils import StaticTuple
 from ...data import Data
 from ...gpu.overlap import start_next, wait_for_previous
 from ...gpu.warpgroup import GROUP, GROUP_M
-from ..cpu import HEAD
+from ..strip import HEAD
 from . import flash_simd, flash_tensor_core, flash_warpgroup
 from .key_values import find_key_values
 

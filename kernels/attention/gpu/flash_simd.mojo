@@ -26,8 +26,8 @@ from std.sys import size_of
 
 from ...data import Data
 from ...gpu.memory import shared_memory
-from ..cpu import HEAD
-from .key_values import EXPONENT, LOWEST, KeyValues
+from ..strip import HEAD, SCALE
+from .key_values import LOWEST, KeyValues
 
 comptime QUERIES = 64
 """Queries of one block of threads."""
@@ -136,9 +136,9 @@ def attend[
             var new = max(maximum[i], s[i].reduce_max())
             comptime for distance in [1, 2, 4]:
                 new = max(new, warp.shuffle_xor(new, UInt32(distance)))
-            var correction = exp2((maximum[i] - new) * EXPONENT)
+            var correction = exp2((maximum[i] - new) * SCALE)
             maximum[i] = new
-            var exponentials = exp2((s[i] - new) * EXPONENT)
+            var exponentials = exp2((s[i] - new) * SCALE)
             total[i] = total[i] * correction + exponentials.reduce_add()
             comptime for c in range(2):
                 o[i][c] *= correction

@@ -60,7 +60,7 @@ from ...gpu.memory import (
     wait_copies,
 )
 from ...gpu.tensor_core import MMA_K, MMA_M, load_matrices, multiply_add
-from ..cpu import HEAD
+from ..strip import HEAD
 from .fragments import GIVEN, Four, OnlineSoftmax, for_rows, hide, round_to
 from .key_values import KeyBlock, KeyValues
 

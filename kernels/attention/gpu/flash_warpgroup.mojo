@@ -67,7 +67,7 @@ from ...gpu.warpgroup import (
     settle,
     wait_products,
 )
-from ..cpu import HEAD
+from ..strip import HEAD
 from .fragments import GIVEN, Four, Fragments, OnlineSoftmax, for_rows, hide, round_to
 from .key_values import KeyBlock, KeyValues
 

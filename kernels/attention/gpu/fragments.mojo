@@ -16,8 +16,8 @@ from std.sys import inlined_assembly
 
 from ...data import Data
 from ...gpu.memory import CHUNK, Shared, chunk, store_chunk
-from ..cpu import HEAD
-from .key_values import EXPONENT, LOWEST
+from ..strip import HEAD, SCALE
+from .key_values import LOWEST
 
 comptime Two = SIMD[DType.float32, 2]
 """A number for each of a lane's two queries."""
@@ -78,12 +78,12 @@ struct OnlineSoftmax(TrivialRegisterPassable):
             new = max(new, max(s[n].deinterleave()[0], s[n].deinterleave()[1]))
         comptime for distance in [1, 2]:
             new = max(new, _from_lane(new, distance))
-        var correction = exp2((self.maximum - new) * EXPONENT)
+        var correction = exp2((self.maximum - new) * SCALE)
         self.maximum = new
-        var shift = for_rows(new * -EXPONENT)
+        var shift = for_rows(new * -SCALE)
         self.total *= correction
         comptime for n in range(FRAGMENTS):
-            s[n] = exp2(s[n].fma(Four(EXPONENT), shift))
+            s[n] = exp2(s[n].fma(Four(SCALE), shift))
             self.total += s[n].deinterleave()[0] + s[n].deinterleave()[1]
         return correction
 
@@ -99,8 +99,8 @@ struct OnlineSoftmax(TrivialRegisterPassable):
         """Adds what `give` left, both weighted by exp2((m - max m) c)."""
         var theirs = place.unsafe_load[width=4, alignment=CHUNK](0)
         var new = max(self.maximum, theirs.slice[2]())
-        var own_factor = exp2((self.maximum - new) * EXPONENT)
-        var their_factor = exp2((theirs.slice[2]() - new) * EXPONENT)
+        var own_factor = exp2((self.maximum - new) * SCALE)
+        var their_factor = exp2((theirs.slice[2]() - new) * SCALE)
         self.maximum = new
         self.total = self.total * own_factor + theirs.slice[2, offset=2]() * their_factor
         comptime for n in range(FRAGMENTS):

@@ -15,7 +15,7 @@ from max.gpu import global_idx
 
 from ...data import Data
 from ...gpu.memory import chunk, load_chunk, store_chunk
-from ..cpu import HEAD
+from ..strip import HEAD
 
 comptime PACK_THREADS = 256
 """Threads of one block."""

@@ -6,10 +6,8 @@ from std.math import ceildiv
 
 from ...data import Data
 from ...gpu.memory import chunk, load_chunk, store_chunk
-from ..cpu import HEAD
+from ..strip import HEAD
 
-comptime EXPONENT = Float32(0.125 * 1.4426950408889634)
-"""The factor log2(e) / sqrt(HEAD): exp(s / 8) = exp2(s * EXPONENT)."""
 
 comptime LOWEST = Float32.MIN_FINITE
 """The score of a key that is not seen: its exponential is 0, and LOWEST - LOWEST is a number."""

@@ -8,7 +8,7 @@ from ...data import Data, require
 from ...gpu.memory import CHUNK, chunk
 from ...gpu.overlap import overlapping
 from ...gpu.warpgroup import has_warpgroups
-from ..cpu import HEAD
+from ..strip import HEAD
 from .flash import Body, flash_kernel
 from .heads import PACK_THREADS, pack_heads_kernel
 from .split import SPLIT_THREADS, combine_kernel, split_kernel

@@ -34,8 +34,8 @@ from std.utils import StaticTuple
 from ...data import Data
 from ...gpu.memory import chunk, load_chunk, shared_memory, store_chunk
 from ...gpu.overlap import start_next, wait_for_previous
-from ..cpu import HEAD
-from .key_values import EXPONENT, LOWEST, KeyValues, count_stored, find_key_values
+from ..strip import HEAD, SCALE
+from .key_values import LOWEST, KeyValues, count_stored, find_key_values
 
 comptime SPLIT_THREADS = 256
 """Threads of one block."""
@@ -145,7 +145,7 @@ def split_kernel[
         barrier()
         q = shared_query.unsafe_load[width=width, alignment=16](Int(column))
         known = shared_count.unsafe_load(0)
-    var scaled = q.cast[DType.float32]() * EXPONENT
+    var scaled = q.cast[DType.float32]() * SCALE
     var source = find_key_values(batch_row, head, heads, keys, values, capacity, rows, row_stride, added, past, known)
     var first = Int32(block_idx.x) * split
     var end = min(first + split, source.total)

@@ -22,9 +22,6 @@ GROUP, ROWS, DEPTH = 4 * WARP, 64, 16
 SWIZZLE_128 = 1
 """In a descriptor's last two bits: chunks of 16 bytes of rows of 128, swizzled. The only layout that is known here."""
 
-PATTERN = 128 * 8
-"""Bytes after which the swizzle repeats."""
-
 _T = np.arange(GROUP)
 _ROW = 16 * (_T // WARP) + _T % WARP // 4
 _COLUMN = 2 * (_T % 4)
