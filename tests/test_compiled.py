@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 from max_whisper import cache, compiled, target
 from max_whisper.config import ModelDimensions
 from max_whisper.errors import DeviceError, OutputError
+
+UMASK = os.umask(0)
+os.umask(UMASK)
 
 TINY = ModelDimensions(80, 1500, 384, 6, 4, 51864, 448, 384, 6, 4)
 BASE = ModelDimensions(80, 1500, 512, 8, 6, 51865, 448, 512, 8, 6)
@@ -112,6 +116,24 @@ def test_force(compilations):
     compiled.build(TINY)
     compiled.build(TINY, force=True)
     assert len(compilations) == 2
+
+
+def test_others_may_read_what_one_user_made(compilations):
+    """A cache that is built as root, into an image say, serves whoever runs there."""
+    folder = compiled.build(TINY).parent
+    assert folder.stat().st_mode & 0o055 == 0o055 & ~UMASK
+    assert all(file.stat().st_mode & 0o044 == 0o044 & ~UMASK for file in folder.iterdir())
+
+
+def test_an_entry_that_is_made_again_is_never_away(compilations, monkeypatch):
+    path = compiled.build(TINY)
+    before = path.parent.stat().st_ino
+    compiled.build(TINY, force=True)
+    assert path.parent.stat().st_ino == before
+    path.write_text("something else")
+    compiled.build(TINY)
+    assert path.parent.stat().st_ino == before
+    assert [file.name for file in path.parents[1].iterdir()] == [path.parent.name]
 
 
 def test_a_failed_compilation_leaves_nothing(compilations, monkeypatch, tmp_path):

@@ -109,16 +109,26 @@ def test_is_written_once_and_mapped(checkpoint, cache, monkeypatch):
         assert not weight.flags.writeable
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:100], lambda data: b"\0" * len(data)])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1],
+        lambda data: data[:100],
+        lambda data: b"\0" * len(data),
+        lambda data: data[: len(data) // 2] + b"\0" * 4096 + data[len(data) // 2 + 4096 :],
+    ],
+    ids=["short", "cut", "zeros", "hole"],
+)
 def test_a_damaged_file_is_written_again(checkpoint, cache, damage):
     packed.load(checkpoint, "float32")
-    (path,) = cache.iterdir()
+    (folder,) = cache.iterdir()
+    path = folder / packed.FILE
     whole = path.read_bytes()
     path.unlink()  # the first result still maps the old file
     path.write_bytes(damage(whole))
     packed.load(checkpoint, "float32")
     assert path.read_bytes() == whole
-    assert list(cache.iterdir()) == [path]
+    assert list(cache.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

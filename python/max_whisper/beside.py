@@ -8,8 +8,10 @@ longer than the latter, and this process never holds the former. The samples com
     FAILED | what went wrong       instead of END
 """
 
+import ctypes
 import fcntl
 import os
+import signal
 import struct
 import sys
 import traceback
@@ -20,6 +22,7 @@ import numpy as np
 
 from max_whisper.errors import AudioError
 
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _LENGTH = struct.Struct("<i")
 _END, _FAILED = 0, -1
 _PIPE_BYTES = 2**20
@@ -72,10 +75,17 @@ class DecodedBeside:
         )
 
 
+def _end_with_the_parent() -> None:
+    """Asks to be ended when the parent is: who waits for standard input would not notice by itself."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _be_the_child(source: str, write: int) -> None:
     """Decodes into the pipe and ends this process, without anything that its parent left it to do at its end."""
     code = 1
     try:
+        _end_with_the_parent()
         from max_whisper.media import decode
 
         with os.fdopen(write, "wb") as pipe:

@@ -5,6 +5,7 @@ takes time to import is imported where it is used.
 """
 
 import gc
+import math
 import os
 import stat
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from max_whisper.console import TranscriptPrinter, complain, say, silence_output
+from max_whisper.console import TranscriptPrinter, complain, interrupts_held, say, silence_output, writing_output
 from max_whisper.errors import AudioError, OutputError, WhisperError
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(_with_values_joined(sys.argv[1:] if arguments is None else arguments))
     try:
         code = options.command(options)
-        sys.stdout.flush()
+        with writing_output():
+            _flush()
     except WhisperError as error:
         complain(error)
         code = 1
@@ -63,10 +65,15 @@ def run() -> NoReturn:
         if not isinstance(end.code, int):
             raise
         with suppress(BrokenPipeError):
-            sys.stdout.flush()
-        sys.stderr.flush()
+            _flush()
         os._exit(end.code)
     raise AssertionError("main() ends the process")
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream:  # a process may be started without
+            stream.flush()
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
@@ -171,16 +178,28 @@ def _add_transcribe_options(parser: ArgumentParser) -> None:
 
 def _number_or_none(value: str) -> float | None:
     try:
-        return None if value in ("none", "None") else float(value)
+        number = None if value in ("none", "None") else float(value)
     except ValueError:
-        raise ArgumentTypeError(f"{value!r} is neither a number nor none") from None
+        number = math.nan
+    if number is not None and math.isnan(number):
+        raise ArgumentTypeError(f"{value!r} is neither a number nor none")
+    return number
+
+
+_MAY_BEGIN_WITH_A_DASH = {
+    "--suppress-tokens",
+    "--clip-timestamps",
+    "--no-speech-threshold",
+    "--logprob-threshold",
+    "--compression-ratio-threshold",
+}
 
 
 def _with_values_joined(arguments: Sequence[str]) -> list[str]:
     """Writes `--suppress-tokens -1,5` as one argument: argparse takes what begins with a dash for another option."""
     result: list[str] = []
     for argument in arguments:
-        if result and result[-1] == "--suppress-tokens":
+        if result and result[-1] in _MAY_BEGIN_WITH_A_DASH:
             result[-1] += f"={argument}"
         else:
             result.append(argument)
@@ -229,7 +248,8 @@ def transcribe(options: Namespace) -> int:
     # Where MAX is loaded already there is nothing to do meanwhile, and threads that a copy of the process would lack.
     beside = DecodedBeside(files[0]) if files and "max" not in sys.modules else None
 
-    from max_whisper.model import load_model  # loads MAX's libraries, meanwhile
+    with interrupts_held():
+        from max_whisper.model import load_model  # loads MAX's libraries, meanwhile
 
     recordings = _recordings(files, beside, failed)
     first = next(recordings, None)  # nothing is compiled for a recording that cannot be read
@@ -239,7 +259,8 @@ def transcribe(options: Namespace) -> int:
     whisper = load_model(checkpoint, options.device, options.dtype, progress=say)
     for file, recording in chain([first], recordings):
         if len(options.files) > 1:
-            print(f"==> {file} <==", flush=True)
+            with writing_output():
+                print(f"==> {file} <==", flush=True)
         began = perf_counter()
         with TranscriptPrinter(file, times=options.verbose) as printer:
             result = whisper.transcribe(

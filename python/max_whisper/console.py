@@ -1,13 +1,14 @@
 """What the command line says and where: text to standard output, all else to standard error."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from max_whisper.errors import WhisperError
+from max_whisper.errors import OutputError, WhisperError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -23,6 +24,34 @@ def complain(error: WhisperError) -> None:
 def say(message: str) -> None:
     """Prints what is going on."""
     print(f"max-whisper: {message}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Holds Ctrl-C back: an exception while MAX's libraries are loaded ends the process with a crash."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def writing_output() -> Iterator[None]:
+    """Around what writes to standard output.
+
+    Raises:
+        OutputError: It is full, say.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # whoever reads the text has seen enough
+        raise
+    except OSError as error:
+        silence_output()
+        raise OutputError(
+            f"cannot write to standard output ({error.strerror}): make room, or write files with --output-dir"
+        ) from error
 
 
 def silence_output() -> None:
@@ -55,12 +84,12 @@ class TranscriptPrinter:
             from max_whisper.writers import format_timestamp
 
             text = f"[{format_timestamp(segment['start'])} --> {format_timestamp(segment['end'])}] {text}"
-        with self._bar_hidden():
+        with self._bar_hidden(), writing_output():
             print(text, flush=True)
 
     def progress(self, done: int, total: int) -> None:
         """Shows how many of the frames are done."""
-        if self._bar is None and done < total and sys.stderr.isatty():
+        if self._bar is None and done < total and sys.stderr and sys.stderr.isatty():
             self._bar = _start_bar(self._label, total)
         if self._bar is not None:
             bar, task = self._bar

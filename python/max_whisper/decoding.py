@@ -238,7 +238,11 @@ class DecodingTask:
     def _encode(self, text: str | Sequence[int] | None) -> list[int]:
         if not text:
             return []
-        return self.tokenizer.encode(" " + text.strip()) if isinstance(text, str) else list(text)
+        if isinstance(text, str):
+            return self.tokenizer.encode(" " + text.strip())
+        if max(text) >= self.model.dims.n_vocab:
+            raise OptionError(f"a prompt or prefix has token {max(text)}: this model has {self.model.dims.n_vocab}")
+        return list(text)
 
     def _pick(
         self, decoder: Decoder, tokens: np.ndarray, sot_index: int, *, spend: bool

@@ -62,9 +62,7 @@ def _open(source: object) -> tuple[BinaryIO, str]:
     if isinstance(source, bytes | bytearray | memoryview):
         file, label = io.BytesIO(source), f"the audio given as {memoryview(source).nbytes} bytes"
     elif source == "-":
-        if sys.stdin.isatty():
-            raise AudioError("'-' reads standard input, which is a terminal: expected a recording; pipe one in")
-        file, label = io.BytesIO(sys.stdin.buffer.read()), "standard input"
+        file, label = _read_standard_input(), "standard input"
     elif isinstance(source, str | os.PathLike):
         file, label = _open_path(Path(source)), repr(os.fspath(source))
     elif callable(read := getattr(source, "read", None)):
@@ -81,7 +79,22 @@ def _open(source: object) -> tuple[BinaryIO, str]:
     return file, label
 
 
+def _read_standard_input() -> BinaryIO:
+    if sys.stdin is None:
+        raise AudioError("'-' reads standard input, which is closed: expected a recording; pipe one in")
+    if sys.stdin.isatty():
+        raise AudioError("'-' reads standard input, which is a terminal: expected a recording; pipe one in")
+    try:
+        return io.BytesIO(sys.stdin.buffer.read())
+    except OSError as error:
+        raise AudioError(
+            f"standard input cannot be read ({error.strerror or error}): expected a recording; pipe one in"
+        ) from None
+
+
 def _open_path(path: Path) -> BinaryIO:
+    if "\0" in str(path):
+        raise AudioError(f"{str(path)!r} holds a zero byte: expected the path of an audio or video file")
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):

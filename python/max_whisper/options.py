@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from numbers import Integral, Real
+from operator import index
 from typing import Any
 
 from max_whisper.audio import CHUNK_LENGTH, FRAMES_PER_SECOND
@@ -63,13 +65,31 @@ class DecodingOptions:
             raise OptionError(f"task {self.task!r} is not known: expected {' or '.join(TASKS)}")
         if self.language is not None:
             language_code(self.language)
-        if self.temperature != 0:
+        if not is_number(self.temperature) or self.temperature != 0:
             raise OptionError(f"temperature {self.temperature!r} is not supported: only 0, greedy decoding")
-        if self.sample_len is not None and self.sample_len < 1:
-            raise OptionError(f"sample_len is {self.sample_len}: expected at least 1 token")
-        if self.max_initial_timestamp is not None and not 0 <= self.max_initial_timestamp <= CHUNK_LENGTH:
-            raise OptionError(f"max_initial_timestamp is {self.max_initial_timestamp}: expected 0 to {CHUNK_LENGTH} s")
+        if self.sample_len is not None and not (is_whole(self.sample_len) and self.sample_len >= 1):
+            raise OptionError(f"sample_len is {self.sample_len!r}: expected at least 1 token")
+        latest = self.max_initial_timestamp
+        if latest is not None and not (is_number(latest) and 0 <= latest <= CHUNK_LENGTH):
+            raise OptionError(f"max_initial_timestamp is {latest!r}: expected 0 to {CHUNK_LENGTH} s")
+        for name, text in (("prompt", self.prompt), ("prefix", self.prefix)):
+            if not (text is None or isinstance(text, str) or _are_token_ids(text)):
+                raise OptionError(f"{name} is {text!r}: expected text, or a list of token ids")
         parse_suppress_tokens(self.suppress_tokens)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a real number, Python's or NumPy's; NaN is none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is an integer, Python's or NumPy's."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _are_token_ids(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(is_whole(item) and item >= 0 for item in value)
 
 
 def decoding_options(**options: Any) -> DecodingOptions:
@@ -93,7 +113,7 @@ def language_code(language: str) -> str:
     Raises:
         OptionError: If Whisper knows no such language.
     """
-    name = language.lower()
+    name = language.lower() if isinstance(language, str) else ""
     if name in LANGUAGES:
         return name
     if name in TO_LANGUAGE_CODE:
@@ -108,12 +128,16 @@ def parse_suppress_tokens(suppress_tokens: str | Sequence[int] | None) -> list[i
     Raises:
         OptionError: If something in it is neither a token id nor -1.
     """
-    if not suppress_tokens:
+    if suppress_tokens is None or suppress_tokens == "":
         return []
     try:
-        items = suppress_tokens.split(",") if isinstance(suppress_tokens, str) else suppress_tokens
-        tokens = [int(item) for item in items]
-    except ValueError:
+        if isinstance(suppress_tokens, str):
+            tokens = [int(item) for item in suppress_tokens.split(",")]
+        elif isinstance(suppress_tokens, list | tuple | set | frozenset):  # what can be gone through again
+            tokens = [index(item) for item in suppress_tokens]
+        else:
+            tokens = [-2]
+    except (TypeError, ValueError):
         tokens = [-2]
     if min(tokens, default=0) < -1:
         raise OptionError(f"suppress_tokens is {suppress_tokens!r}: expected token ids, or -1 for non-speech symbols")
@@ -128,12 +152,11 @@ def parse_clips(clip_timestamps: str | Sequence[float]) -> list[tuple[int, int]]
     """
     try:
         items = clip_timestamps.split(",") if isinstance(clip_timestamps, str) and clip_timestamps else clip_timestamps
-        times = [float(item) for item in items]
-    except (TypeError, ValueError):
-        times = [math.nan]
-    if not all(0 <= time < math.inf for time in times):
+        frames = [round(float(item) * FRAMES_PER_SECOND) for item in items] or [0]
+    except (TypeError, ValueError, OverflowError):  # infinity is the last
+        frames = [-1]
+    if min(frames) < 0:
         raise OptionError(f"clip_timestamps is {clip_timestamps!r}: expected seconds as start,end,start,...")
-    frames = [round(time * FRAMES_PER_SECOND) for time in times] or [0]
     if len(frames) % 2 == 1:
         frames.append(sys.maxsize)
     return list(zip(frames[::2], frames[1::2], strict=True))
@@ -147,7 +170,7 @@ def check_batching(batch_size: int | None, condition_on_previous_text: bool | No
     """
     if batch_size is None:
         return
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+    if not is_whole(batch_size) or batch_size < 1:
         raise OptionError(f"batch_size is {batch_size!r}: expected a number of windows, 1 or more, or None")
     if condition_on_previous_text:
         raise OptionError(

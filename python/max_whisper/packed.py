@@ -5,7 +5,6 @@ process maps the file and lets the operating system bring in what is read.
 """
 
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from max_whisper import screen
-from max_whisper.cache import cache_dir, writing
+from max_whisper.cache import entry
 from max_whisper.checkpoint import Checkpoint
 from max_whisper.checkpoint.safetensors_file import read_safetensors
 from max_whisper.config import ModelDimensions
@@ -24,8 +23,10 @@ from max_whisper.packing import cast, fold_norm, pack_conv1d, pack_linear, packe
 ALIGNMENT = 64
 """Bytes: where a tensor may begin, so that no register load crosses a cache line."""
 
-LAYOUT_VERSION = 7
-"""Part of the file's name; grows with every change of the layout."""
+LAYOUT_VERSION = 8
+"""Part of the entry's identity; grows with every change of the layout."""
+
+FILE = "weights.safetensors"
 
 
 _KINDS = {
@@ -148,21 +149,19 @@ def load(
         CheckpointError: As `pack`.
         OutputError: The cache cannot be written to.
     """
-    path = cache_dir() / "packed" / f"{checkpoint.fingerprint[:32]}-{device}-{dtype}-v{LAYOUT_VERSION}.safetensors"
-    expected = {n: (_KINDS[r.dtype][1], r.shape) for n, r in recipes(checkpoint.dims, dtype, device).items()}
-    if path.is_file():
-        try:
-            tensors = _read(path)
-        except CheckpointError:
-            tensors = {}  # cut short by a full disk, say: packed anew below
-        if {name: (tensor.dtype.name, tensor.shape) for name, tensor in tensors.items()} == expected:
-            return tensors
-    if progress:
-        progress(f"packing the weights of {checkpoint.source} ...")
-    weights = pack(checkpoint, dtype, device)
-    with writing():
-        _write(path, weights)
-    return _read(path)
+    identity = {
+        "checkpoint": checkpoint.fingerprint,
+        "device": device,
+        "dtype": dtype,
+        "layout": LAYOUT_VERSION,
+    }
+
+    def make(path: Path) -> None:
+        if progress:
+            progress(f"packing the weights of {checkpoint.source} ...")
+        _write(path, pack(checkpoint, dtype, device))
+
+    return _read(entry("packed", FILE, identity, make))
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -170,7 +169,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes a safetensors file whose tensors are aligned, beside `path`, then moves it there: readers see all or none.
+    """Writes a safetensors file whose tensors are aligned.
 
     The safetensors library aligns to 8 bytes; the format allows what registers need: sizes that are multiples of 64 and a
     header padded with spaces.
@@ -184,17 +183,10 @@ def _write(path: Path, tensors: dict[str, np.ndarray]) -> None:
         assert end % ALIGNMENT == 0, f"{name} has {tensor.nbytes} bytes: models of whole heads have multiples of 64"
     text = json.dumps(header).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, delete=False) as file:
-        try:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for tensor in tensors.values():
-                file.write(tensor.data)
-            file.flush()
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(tensor.data)
 
 
 def _cook(name: str, recipe: Recipe, checkpoint: Checkpoint) -> np.ndarray:

@@ -6,7 +6,8 @@ temporary file (32 kB per second of sound; short recordings stay in memory), fro
 """
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Self
 
 import numpy as np
@@ -70,9 +71,13 @@ class SpooledRecording(Recording):
         self._file: BinaryIO = tempfile.SpooledTemporaryFile(IN_MEMORY)  # type: ignore[assignment]  # noqa: SIM115
         try:
             for piece in pieces:
-                self._write(piece)
+                with _making_room():
+                    self._file.write(piece.tobytes())
+            with _making_room():
+                self._file.flush()
         except BaseException:
-            self._file.close()
+            with suppress(OSError):  # it tries once more to write what did not fit
+                self._file.close()
             raise
         self.n_samples = self._file.tell() // 2
 
@@ -85,14 +90,16 @@ class SpooledRecording(Recording):
         """See `Recording`."""
         self._file.close()
 
-    def _write(self, piece: np.ndarray) -> None:
-        try:
-            self._file.write(piece.tobytes())
-        except OSError as error:
-            raise AudioError(
-                f"the decoded samples cannot be kept in {tempfile.gettempdir()!r} ({error.strerror}): they take 32 kB "
-                "per second of sound; set TMPDIR to a folder with more room"
-            ) from None
+
+@contextmanager
+def _making_room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise AudioError(
+            f"the decoded samples cannot be kept in a temporary file ({error.strerror}): they take 32 kB per second of "
+            "sound; set TMPDIR to a folder with more room"
+        ) from None
 
 
 def open_recording(source: Any) -> Recording:

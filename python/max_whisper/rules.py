@@ -55,6 +55,9 @@ class TokenRules:
             self.mask[[*tokenizer.vocabulary.merge(" "), tokenizer.eot]] |= SUPPRESSED_AT_BEGIN
         if self._timestamps:
             self.mask[tokenizer.no_timestamps] |= SUPPRESSED
+        for sampled, where in (([], "a window's first token"), ([self._timestamp_begin], "text")):
+            if not self._leave_any(self.next(sampled)):
+                raise OptionError(f"suppress_tokens leaves nothing that {where} could be: suppress less")
 
     def next(self, sampled: Sequence[int]) -> Rule:
         """Tells what the next token of a row may be.
@@ -78,6 +81,12 @@ class TokenRules:
         if before < 0 or before >= begin:  # a segment just began: text
             return bits, 0, begin, begin
         return bits, self._text_end, latest, self._n_vocab  # a segment just ended: the next begins, or all ends
+
+    def _leave_any(self, rule: Rule) -> bool:
+        """Whether there is a token that a rule allows."""
+        bits, text_begin, timestamps_from, timestamps_to = rule
+        allowed = self.mask & bits == 0
+        return bool(allowed[text_begin : self._timestamp_begin].any() or allowed[timestamps_from:timestamps_to].any())
 
     def said(self, sampled: Sequence[int], *, ended: bool = False) -> tuple[int, int, int]:
         """Tells what rules have to know of what was picked, which is all that a decoder needs to go on by itself.

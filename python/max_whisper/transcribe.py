@@ -13,7 +13,7 @@ from max_whisper.batched import batched
 from max_whisper.decoding import DecodingTask, Model, detect_language
 from max_whisper.errors import OptionError
 from max_whisper.features import Features, Featurizer
-from max_whisper.options import check_batching, decoding_options, parse_clips
+from max_whisper.options import check_batching, decoding_options, is_number, parse_clips
 from max_whisper.recording import open_recording
 from max_whisper.sequential import Context, sequential
 from max_whisper.tokenizer import LANGUAGES
@@ -86,8 +86,10 @@ def transcribe(
         ("logprob_threshold", logprob_threshold),
         ("no_speech_threshold", no_speech_threshold),
     ):
-        if threshold is not None and not isinstance(threshold, int | float):
+        if threshold is not None and not is_number(threshold):
             raise OptionError(f"{name} is {threshold!r}: expected a number or None")
+    if initial_prompt is not None and not isinstance(initial_prompt, str):
+        raise OptionError(f"initial_prompt is {initial_prompt!r}: expected text")
     check_batching(batch_size, condition_on_previous_text)
     clips = parse_clips(clip_timestamps)
     options = decoding_options(temperature=temperature, **decode_options)

@@ -98,12 +98,17 @@ def get_writer(
     formats = list(WRITERS) if output_format == "all" else [output_format]
 
     def write(result: Result, audio_path: str | os.PathLike[str]) -> list[Path]:
-        files = {name: folder / f"{Path(audio_path).stem}.{name}" for name in formats}
+        files = {name: folder / f"{output_stem(audio_path)}.{name}" for name in formats}
         for name, file in files.items():
             write_file(result, file, name)
         return list(files.values())
 
     return write
+
+
+def output_stem(audio_path: str | os.PathLike[str]) -> str:
+    """What a recording's transcripts are called, without their ending."""
+    return os.path.splitext(os.path.basename(audio_path))[0]  # noqa: PTH119, PTH122 (openai-whisper's; pathlib's keeps a last dot)
 
 
 def check_output_dir(output_dir: str | os.PathLike[str]) -> Path:

@@ -78,7 +78,7 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
         CheckpointError: The model is not whole, not Whisper, not the pinned one, or cannot be fetched.
     """
     name = str(name_or_path)
-    if name and Path(name).is_dir():
+    if name and _is_folder(name):
         return _from_folder(Path(name), name)
     if packages.is_installed(name):
         return _from_packages(name)
@@ -94,6 +94,13 @@ def load_checkpoint(name_or_path: str | Path) -> Checkpoint:
         f"unknown model {name!r}: expected one of {', '.join(hub.REPOSITORIES)}, a repository of the Hugging Face hub "
         "(organisation/name), or the path of a folder with a model"
     )
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except OSError:  # longer than any path
+        return False
 
 
 def find_models() -> list[FoundModel]:

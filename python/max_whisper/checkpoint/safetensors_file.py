@@ -64,11 +64,17 @@ def _parse(header: bytes, path: Path) -> dict[str, tuple[str, tuple[int, ...], t
         if not all(name.isprintable() for name in fields):
             raise ValueError("a name that cannot be printed")
         return {
-            name: (str(field["dtype"]), tuple(map(int, field["shape"])), (int(first), int(last)))
+            name: (str(field["dtype"]), _sizes(field["shape"]), (int(first), int(last)))
             for name, field in fields.items()
             for first, last in [field["data_offsets"]]
         }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is corrupt: its header of {len(header)} bytes is no safetensors header"
         ) from error
+
+
+def _sizes(shape: object) -> tuple[int, ...]:
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"a shape {shape!r}")
+    return tuple(shape)
