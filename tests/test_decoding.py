@@ -8,7 +8,7 @@ import pytest
 
 from max_whisper.decoding import DecodingOptions, DecodingResult, compression_ratio, decode, detect_language
 from max_whisper.errors import OptionError
-from max_whisper.options import decoding_options, language_code, parse_clips
+from max_whisper.options import check_batching, decoding_options, language_code, parse_clips
 from max_whisper.rules import SUPPRESSED, SUPPRESSED_AT_BEGIN, TIMESTAMP_RULE, TokenRules
 from tests.fake_model import FakeModel, Script, dimensions, follow, log_sum_exp, pick, tokenizer_of
 
@@ -328,6 +328,18 @@ def test_detect_language() -> None:
         ({"max_initial_timestamp": -1.0}, "0 to 30"),
         ({"suppress_tokens": "1,x"}, "'1,x'"),
         ({"suppress_tokens": [-3]}, "token ids"),
+        ({"suppress_tokens": [1.9]}, "token ids"),
+        ({"suppress_tokens": 5}, "token ids"),
+        ({"suppress_tokens": iter([-1, 5])}, "token ids"),
+        ({"suppress_tokens": np.array([1, 2])}, "token ids"),
+        ({"language": 5}, "5 is not known"),
+        ({"temperature": np.array([0.0, 0.2])}, "only 0"),
+        ({"temperature": None}, "only 0"),
+        ({"sample_len": 1.5}, "1.5: expected at least 1"),
+        ({"max_initial_timestamp": "1"}, "'1': expected 0 to 30"),
+        ({"prefix": 5}, "prefix is 5: expected text, or a list"),
+        ({"prefix": ["a"]}, "expected text, or a list"),
+        ({"prompt": [-1]}, r"prompt is \[-1\]: expected text"),
         ({"supress_blank": False}, "did you mean 'suppress_blank'"),
     ],
     ids=str,
@@ -337,6 +349,25 @@ def test_options_that_are_refused(options: dict, message: str) -> None:
         decoding_options(**options)
     with pytest.raises(OptionError, match=message):
         decode(fake("base", {}), mel_of(0), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prefix": [99999999]}, "has token 99999999: this model has 51865"),
+        ({"suppress_tokens": [*range(50364, 51865)]}, "leaves nothing that a window's first token could be"),
+        ({"suppress_tokens": [*range(50364)]}, "leaves nothing that text could be"),
+    ],
+    ids=["prefix", "timestamps", "text"],
+)
+def test_options_that_a_model_refuses(options: dict, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        decode(fake("base", {}), mel_of(0), **options)
+
+
+def test_numbers_may_be_numpys() -> None:
+    assert decoding_options(sample_len=np.int64(3), suppress_tokens=[np.int32(5)], max_initial_timestamp=np.float32(1))
+    check_batching(np.int64(2), None)  # pyright: ignore[reportArgumentType]
 
 
 def test_options_that_ask_for_nothing_special() -> None:
@@ -376,7 +407,7 @@ def test_clips(clips: str | list[float], expected: list[tuple[int, int | None]])
     assert [(start, end if end < 1 << 60 else None) for start, end in parse_clips(clips)] == expected
 
 
-@pytest.mark.parametrize("clips", ["a", "1,,2", "-1", [float("nan")], [float("inf")], 3])
+@pytest.mark.parametrize("clips", ["a", "1,,2", "-1", [float("nan")], [float("inf")], [10**400], 1e308, "1e308", 3])
 def test_clips_that_are_refused(clips: object) -> None:
     with pytest.raises(OptionError, match="expected seconds"):
         parse_clips(clips)  # pyright: ignore[reportArgumentType]

@@ -169,6 +169,8 @@ def test_callbacks(capsys: pytest.CaptureFixture[str]) -> None:
         ({"prompt": "x"}, "initial_prompt"),
         ({"clip_timestamps": "x"}, "seconds"),
         ({"logprob_threshold": "x"}, "logprob_threshold is 'x'"),
+        ({"no_speech_threshold": float("nan")}, "no_speech_threshold is nan"),
+        ({"initial_prompt": 5}, "initial_prompt is 5"),
         ({"suppress_tokens": "60000"}, "vocabulary has 51864"),
         ({"prefix": "a " * 500}, "context holds 448"),
         ({"nonsense": 1}, "'nonsense' is not an option"),

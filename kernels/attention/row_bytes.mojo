@@ -164,11 +164,14 @@ struct ByteRow(StripSoftmax):
 
         var total = _Vector(0)
         var largest = _Vector(0)
+        var poison = _Vector(0)
         for j in range(0, groups * VALUE_GROUP, PANEL):
             var p = exp2(multiply_add(scores.unsafe_load[width=PANEL](j), SCALE, -new))
             total += p
             var scales = v.unsafe_offset(j // VALUE_GROUP * VALUES).unsafe_bitcast[Float32]()
-            p *= scales.unsafe_load[width=PANEL](j % VALUE_GROUP)
+            var scale = scales.unsafe_load[width=PANEL](j % VALUE_GROUP)
+            poison = multiply_add(scale, _Vector(0), poison)
+            p *= scale
             largest = larger(largest, p)
             scores.unsafe_store(j, p)
         self.sum = self.sum * correction + total.reduce_add()
@@ -189,10 +192,16 @@ struct ByteRow(StripSoftmax):
                 lower = pair_words(w[1], w[3]) ^ _SIGNS
             weights.unsafe_store(2 * group * PANEL, upper)
             weights.unsafe_store((2 * group + 1) * PANEL, lower)
-        # What is no number in a weight, or in the scale of a value, is in the sum of all of them.
+        # What is no number in a weight is in the sum of all of them; what is none in a value is in its scale.
         var later = k.unsafe_offset(panels * KEY_PANEL)
         _add_values(
-            weights, v, later, groups, correction, unit + 0 * self.sum, self.memory.unsafe_offset(Self._OUTPUTS)
+            weights,
+            v,
+            later,
+            groups,
+            correction,
+            unit + 0 * self.sum + poison.reduce_add(),
+            self.memory.unsafe_offset(Self._OUTPUTS),
         )
 
     def sums(self, query: Int) -> Data[DType.float32]:

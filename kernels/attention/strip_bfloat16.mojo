@@ -43,7 +43,7 @@ from std.collections import Array
 from std.math import ceil, ceildiv, sqrt
 from std.memory import bitcast
 from std.memory.alloc import unsafe_alloc
-from std.utils.numerics import inf, neg_inf
+from std.utils.numerics import inf, isfinite, nan, neg_inf
 
 from ..cpu.beside import Beside, keep_apart
 from ..cpu.exp2 import EXP2_STEPS, exp2_high_offset, exp2_offset, exp2_pairs
@@ -52,7 +52,7 @@ from ..cpu.prefetch import ask_for
 from ..cpu.strips import Strips
 from ..cpu.tile import PANEL, VECTORS, WIDTH
 from ..data import Data
-from ..math import exp2, larger
+from ..math import exp2, larger, multiply_add
 from .pairs import KEY_GROUP, pair_rows_of_group
 from .strip import HEAD, HEAD_PANELS, HEADROOM, SCALE, RoundedSoftmax
 
@@ -238,6 +238,8 @@ struct Bfloat16Strips(RoundedSoftmax):
     """Words from one panel of values to the next."""
     var largest_key: Float32
     """Of the head: the largest sum of a key's squares; infinity before `meet`."""
+    var poison: Float32
+    """0, or NaN where a key of the head holds a number that is none: a weight would not tell."""
     var bounded: Bool
     """Whether the strip's scores are."""
 
@@ -264,6 +266,7 @@ struct Bfloat16Strips(RoundedSoftmax):
         self.weighed = self.scored
         self.value_stride = 0
         self.largest_key = inf[DType.float32]()
+        self.poison = 0
         self.bounded = False
 
     def end(self):
@@ -280,10 +283,11 @@ struct Bfloat16Strips(RoundedSoftmax):
         self.softmax.corrections.unsafe_free()
 
     def meet(mut self, keys: Data[DType.bfloat16], capacity: Int):
-        """Looks for the longest key."""
+        """Looks for the longest key, and for one that is none."""
         comptime CHAINS = 4  # sums side by side, as each addition waits for the one before
         var words = keys.unsafe_bitcast[Int32]()
         var largest = SIMD[DType.float32, WIDTH](0)
+        var poison = SIMD[DType.float32, WIDTH](0)
         for panel in range(ceildiv(capacity, PANEL)):
             comptime for v in range(VECTORS):
                 var squares = Array[SIMD[DType.int32, WIDTH], CHAINS](fill=SIMD[DType.int32, WIDTH](0))
@@ -295,7 +299,9 @@ struct Bfloat16Strips(RoundedSoftmax):
                 comptime for c in range(CHAINS):
                     sums += bitcast[DType.float32, WIDTH](squares[c])
                 largest = larger(sums, largest)
-        self.largest_key = largest.reduce_max()
+                poison = multiply_add(sums, SIMD[DType.float32, WIDTH](0), poison)
+        self.poison = poison.reduce_add()
+        self.largest_key = largest.reduce_max() + self.poison
 
     def begin(mut self, queries: Data[DType.float32], stride: Int, count: Int):
         """Begins a strip of queries."""
@@ -306,9 +312,11 @@ struct Bfloat16Strips(RoundedSoftmax):
         for i in range(0, Self.rows * HEAD, WIDTH):
             self.outputs.unsafe_store(i, SIMD[DType.float32, WIDTH](0))
         for i in range(Self.rows):
-            self.softmax.totals.unsafe_store(i * WIDTH, SIMD[DType.float32, WIDTH](0))
+            self.softmax.totals.unsafe_store(i * WIDTH, SIMD[DType.float32, WIDTH](self.poison))
             self.softmax.maxima[unsafe_offset=i] = neg_inf[DType.float32]()
             self.softmax.limits[unsafe_offset=i] = neg_inf[DType.float32]()
+            self.softmax.offsets[unsafe_offset=i] = exp2_offset(0)
+            self.softmax.offsets[unsafe_offset=Self.rows + i] = exp2_high_offset(0)
             self.softmax.corrections[unsafe_offset=i] = 1
         self.softmax.corrections[unsafe_offset=Self.rows] = 0
         self.scored = _Block(self.weights, self.scores, self.weights, 0)
@@ -321,7 +329,10 @@ struct Bfloat16Strips(RoundedSoftmax):
                     var place = Strips.place(i, word, _WORDS) + v * WIDTH
                     var pairs = self.queries.unsafe_load[width=WIDTH](place)
                     squares = dot[DType.bfloat16](squares, pairs, pairs)
-            largest = larger(bitcast[DType.float32, WIDTH](squares).reduce_add(), largest)
+            var size = bitcast[DType.float32, WIDTH](squares).reduce_add()
+            largest = larger(size, largest)
+            if not isfinite(size):
+                self.softmax.totals[unsafe_offset=i * WIDTH] = nan[DType.float32]()
         self.bounded = sqrt(largest * self.largest_key) * SCALE < MOST_SCORE
 
     def step[

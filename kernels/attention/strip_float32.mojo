@@ -76,6 +76,9 @@ struct Float32Strips[queries_type: DType, keys_type: DType](StripSoftmax):
         seen: Int,
     ):
         """One step of the online softmax."""
+        comptime assert (
+            Self.cache_type == DType.float32 or Self.cache_type == DType.float16
+        ), "narrower keys and values lie in pairs or bytes, which have steps of their own"
         var scores = self.memory.unsafe_offset(Self._SCORES)
         var added = self.memory.unsafe_offset(Self._ADDED)
         var panels = ceildiv(key_count, PANEL)

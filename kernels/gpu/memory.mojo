@@ -32,6 +32,9 @@ comptime CHUNK = 16
 comptime TILE_ROW = 128
 """Bytes of a row of a shared tile: all banks once."""
 
+comptime MOST_BLOCKS = 65535
+"""Blocks of a grid along its second and third dimension."""
+
 comptime CHUNKS = TILE_ROW // CHUNK
 """Chunks of a row of a shared tile."""
 

@@ -28,11 +28,14 @@ from max.gpu import WARP_SIZE
 from std.collections import Array
 
 from .epilogue import Epilogue
-from .memory import CHUNK, CHUNKS, Shared, chunk, swizzled
+from .memory import CHUNK, CHUNKS, MOST_BLOCKS, Shared, chunk, swizzled
 from .tensor_core import MMA_M, MMA_N, load_matrices, multiply_add, product_column
 
 comptime TILE_M = 128
 """Rows of a block's tile of the product, at most."""
+
+comptime MOST_ROWS = MOST_BLOCKS * 96
+"""Rows of a product: a grid has so many of the lowest tiles."""
 
 comptime TILE_N = 64
 """Columns of a block's tile of the product."""

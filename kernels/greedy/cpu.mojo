@@ -15,7 +15,7 @@ from ..cpu.threads import ForkJoin, Team, grain, in_team
 from ..data import Data
 from ..math import exp
 from .search import Search, Vocabulary
-from .softmax import Filter, Softmax
+from .softmax import NO_TOKEN, Filter, Softmax
 from .states import States
 
 comptime TIMESTAMP_RULE = 128
@@ -45,13 +45,17 @@ def best_of(search: Search, row: Int) -> Softmax:
         row: The state, whose filter leaves text and timestamps.
 
     Returns:
-        The softmax of what is allowed; see `require_best`.
+        The softmax of what is allowed; see `require_best`. Its total is NaN where nothing that was read in full is the largest:
+        the screen is of another vocabulary, or logits are infinite.
     """
     var text = search.softmax(row, 0)
     var timestamps = search.softmax(row, 1)
     if search.filters[unsafe_offset=row].weigh and timestamps.largest + log(timestamps.total) > text.largest:
         text = Softmax.empty()
-    return text.merge(timestamps)
+    var best = text.merge(timestamps)
+    if best.index == NO_TOKEN and best.total != 0:
+        best.total = nan[DType.float32]()
+    return best
 
 
 def require_best(total: Float32, row: Int) raises:
@@ -72,7 +76,7 @@ def require_best(total: Float32, row: Int) raises:
 def _require_finite(total: Float32, row: Int, op: StaticString) raises:
     """Raises unless the sum of exponentials is a number: it is none as soon as one logit is none."""
     if not isfinite(total):
-        raise Error(op, ": the logits of row ", row, " are not finite")
+        raise Error(op, ": the logits of row ", row, " are not finite, or the screen is not of this vocabulary")
 
 
 def greedy[

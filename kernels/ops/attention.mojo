@@ -134,7 +134,7 @@ struct AttentionOp:
         var length = queries.dim_size(1)
         var columns = queries.dim_size(2)
         var heads = values.dim_size(1)
-        var capacity = require_audio[target, op](keys.shape(), values.shape(), batch, key_count)
+        var capacity = require_audio[cache_type, target, op](keys.shape(), values.shape(), batch, key_count)
         require(capacity > 0, op, "there must be at least one key")
         _require_columns[op](columns, heads * HEAD, "queries")
         _require_output[op](output.shape(), batch, length, heads)

@@ -76,13 +76,14 @@ def require_keys_and_values[
 
 
 def require_audio[
-    keys_rank: Int, values_rank: Int, //, target: StaticString, op: StaticString
+    keys_rank: Int, values_rank: Int, //, dtype: DType, target: StaticString, op: StaticString
 ](keys: IndexList[keys_rank, ...], values: IndexList[values_rank, ...], batch: Int, key_count: Int) raises -> Int:
     """Raises unless keys and values that no step adds to have the device's layout, that of bytes or that of other numbers.
 
     Parameters:
         keys_rank: 5 on a CPU, 4 on a GPU.
         values_rank: 5 of bytes, else 4.
+        dtype: Of keys and values.
         target: The device.
         op: The op that asks.
 
@@ -95,6 +96,7 @@ def require_audio[
     Returns:
         S.
     """
+    comptime assert (dtype == DType.int8) == (values_rank == 5), "keys and values of bytes have rank 5, and no others"
     comptime if values_rank == 4:
         require_keys_and_values[target, op](keys, values, batch)
         return values[2]

@@ -7,6 +7,7 @@ from max.gpu.host import DeviceContext
 from ..conv1d import cpu, gpu
 from ..conv1d.cpu import TAPS
 from ..data import Data, data, require, require_contiguous, require_size
+from ..gpu.memory import MOST_BLOCKS
 from ..gpu.tile import TILE_M
 from .weights import require_aligned, require_chunks, require_countable, require_matrix, require_packed
 
@@ -87,6 +88,9 @@ def _conv1d[
         require_chunks[dtype](channels, "conv1d", "C of x")
         require_matrix(weight, columns, TAPS * channels, "conv1d")
         require_countable(stride * (output.dim_size(1) + TILE_M) * channels, "conv1d", "stride * (T_out + 128) * C")
+        require(
+            x.dim_size(0) <= MOST_BLOCKS, "conv1d", String("B is ", x.dim_size(0), ", on a GPU at most ", MOST_BLOCKS)
+        )
         if x.size() == 0:
             return  # no batch: what is empty has no address to check
         require_aligned(data(x), "conv1d", "x")

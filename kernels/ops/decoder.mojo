@@ -85,6 +85,9 @@ struct DecoderOp:
         mlp_out_bias: InputTensor[dtype=DType.float32, rank=2, ...],
     ) raises:
         comptime assert target == "cpu", "a GPU runs the kernels of the decoder one by one"
+        comptime assert (
+            0 <= end < timestamp_begin
+        ), "tokens are not negative, and timestamps come behind the end of text"
         var batch = tokens.dim_size(0)
         var length = tokens.dim_size(1)
         var layers = keys.dim_size(0)
@@ -104,15 +107,14 @@ struct DecoderOp:
         require_size(picked.dim_size(0), batch, _op, "B of the tokens picked")
         require_size(log_probs.dim_size(0), batch, _op, "B of the log probabilities")
         require_size(log_probs.dim_size(1), steps, _op, "S of the log probabilities")
-        _require_rows(tokens, past, last, rules, said, n_vocab, positions.dim_size(0), steps)
-        require_room[_op](past, batch, length, capacity)
+        _require_rows(tokens, past, last, rules, said, n_vocab, min(positions.dim_size(0), capacity), steps)
         require_contiguous(suppress_mask, _op, "suppress_mask")
 
         require_size(values.dim_size(0), layers, _op, "L of the values")
         require_keys_and_values["cpu", _op](_behind(keys.shape()), _behind(values.shape()), room)
         require_size(audio_keys.dim_size(0), layers, _op, "L of the audio's keys")
         require_size(audio_values.dim_size(0), layers, _op, "L of the audio's values")
-        var found = require_audio["cpu", _op](
+        var found = require_audio[audio_type, "cpu", _op](
             _behind(audio_keys.shape()), _behind(audio_values.shape()), audio_keys.dim_size(1), audio_length
         )
         require_size(found, audio_length, _op, "S of the audio")
@@ -205,7 +207,7 @@ struct AudioHeads:
         require_contiguous(states, op, "states")
         require_size(keys.dim_size(0), count, op, "L of the keys")
         require_size(values.dim_size(0), count, op, "L of the values")
-        var found = require_audio["cpu", op](_behind(keys.shape()), _behind(values.shape()), batch, length)
+        var found = require_audio[cache_type, "cpu", op](_behind(keys.shape()), _behind(values.shape()), batch, length)
         require_size(found, length, op, "S of the values")
         var layers = List[Layer[weight_type]](capacity=count)
         for i in range(count):
@@ -230,10 +232,11 @@ def _require_rows(
     rules: InputTensor[dtype=DType.int32, rank=2, ...],
     said: InputTensor[dtype=DType.int32, rank=2, ...],
     n_vocab: Int,
-    n_ctx: Int,
+    room: Int,
     steps: Int,
 ) raises:
-    """Raises unless what is said of each row is for B rows, and leads to nothing outside of a table."""
+    """Raises unless what is said of each row is for B rows, and leads to nothing outside of a table or of `room` positions.
+    """
     var batch = tokens.dim_size(0)
     var length = tokens.dim_size(1)
     require_size(past.dim_size(0), batch, _op, "B of past")
@@ -246,10 +249,10 @@ def _require_rows(
     require_contiguous(rules, _op, "rules")
     require_contiguous(said, _op, "said")
     for b in range(batch):
-        require_between(Int(past[b]), 0, n_ctx - length, _op, "past", b)
+        require_between(Int(past[b]), 0, room - length, _op, "past", b)
         require_between(Int(last[b]), 0, length - 1, _op, "last", b)
         require_between(Int(rules[b, 0]), 0, 255, _op, "rules", b, 0)
-        var most = n_ctx - Int(past[b]) - Int(last[b])
+        var most = room - Int(past[b]) - Int(last[b])
         require(
             steps <= most,
             _op,

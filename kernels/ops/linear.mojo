@@ -8,7 +8,7 @@ from ..cpu.matmul import multiply
 from ..cpu.threads import ForkJoin
 from ..cpu.tile import is_rounded
 from ..data import Data, data, require, require_contiguous, require_size
-from ..gpu.tile import TILE_M
+from ..gpu.tile import MOST_ROWS, TILE_M
 from ..layer_norm.gpu import MAX_COLUMNS
 from ..linear.cpu import BiasEpilogue
 from ..linear.gpu import linear, norm_linear
@@ -85,6 +85,7 @@ struct NormLinear:
         if x.size() == 0:
             return
         require_aligned(data(x), "linear", "x")
+        require_aligned(data(bias), "linear", "bias")
         norm_linear[gelu](
             data(output),
             data(x),
@@ -181,3 +182,6 @@ def _check_on_gpu[
     require_chunks[dtype](depth, "linear", "K of x")
     require_matrix(weight, columns, depth, "linear")
     require_countable(x.size() + TILE_M * depth, "linear", "(M + 128) * K")
+    require(
+        x.size() <= MOST_ROWS * depth, "linear", String("M is ", x.size() // depth, ", on a GPU at most ", MOST_ROWS)
+    )

@@ -1,8 +1,8 @@
 """Where this package keeps what it can make again: parsed kernels, compiled graphs, packed weights, stamps of files.
 
 An entry is a folder named after everything that its file depends on. It holds the file and a manifest with its digest; what
-does not match the manifest is made anew, never trusted. It is made in a folder of its own, reaches the disk, and is moved into
-place at the end: neither two processes that make it at once nor a power cut leave half of one.
+does not match the manifest is made anew, never trusted. It is made in a folder of its own, reaches the disk and is moved to
+its place at the end: neither two processes that make it at once nor a power cut leave half of one.
 """
 
 import hashlib

@@ -123,8 +123,15 @@ def call(op: Op, *arrays: np.ndarray, device: str = "cpu", **parameters: Any) ->
 
 
 def to_buffers(op: Op, arrays: Sequence[np.ndarray], device: str = "cpu") -> list[Buffer]:
-    """Puts an op's arguments where it takes them."""
+    """Puts an op's arguments where it takes them.
+
+    Raises:
+        ValueError: The op would update a copy: an array that it updates in place is not contiguous.
+    """
     on, host = use(device), _host_arguments(op)
+    for position in getattr(op, "in_place", ()):
+        if not arrays[position].flags.c_contiguous:
+            raise ValueError(f"argument {position} is updated in place, and not contiguous: pass a contiguous array")
     buffers = [as_buffer(np.ascontiguousarray(array)) for array in arrays]
     return [buffer if position in host else buffer.to(on) for position, buffer in enumerate(buffers)]
 

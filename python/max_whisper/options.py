@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -128,12 +128,12 @@ def parse_suppress_tokens(suppress_tokens: str | Sequence[int] | None) -> list[i
     Raises:
         OptionError: If something in it is neither a token id nor -1.
     """
-    if suppress_tokens is None or suppress_tokens == "":
+    if suppress_tokens is None:
         return []
     try:
         if isinstance(suppress_tokens, str):
-            tokens = [int(item) for item in suppress_tokens.split(",")]
-        elif isinstance(suppress_tokens, list | tuple | set | frozenset):  # what can be gone through again
+            tokens = [int(item) for item in suppress_tokens.split(",")] if suppress_tokens else []
+        elif isinstance(suppress_tokens, Sequence | Set):  # what can be gone through again
             tokens = [index(item) for item in suppress_tokens]
         else:
             tokens = [-2]

@@ -1,10 +1,9 @@
 """Where transcripts are written: planned and tried before anything is computed, so that nothing is lost afterwards."""
 
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from max_whisper.errors import OptionError, OutputError
+from max_whisper.errors import OptionError
 from max_whisper.writers import WRITERS, Result, check_output_dir, output_stem, write_file
 
 STANDARD_INPUT = "stdin"
@@ -21,7 +20,7 @@ class Outputs:
 
     Raises:
         OptionError: Two recordings would be written to the same file, or one over a recording.
-        OutputError: The folder cannot be made or written to; a file's name is too long, or that of a folder.
+        OutputError: The folder cannot be made or written to.
     """
 
     def __init__(self, output_format: str | None, folder: Path | None, recordings: Sequence[str]) -> None:
@@ -39,8 +38,6 @@ class Outputs:
                     raise OptionError(f"{str(file)!r} would be written from {recording!r} over {other}: rename one")
                 taken[file.resolve()] = f"the transcript of {recording!r}"
         check_output_dir(folder)
-        for file in (file for files in self._files.values() for file in files.values()):
-            _check_file(file)
 
     def write(self, result: Result, recording: str) -> None:
         """Writes one transcript, if any are to be written.
@@ -50,14 +47,3 @@ class Outputs:
         """
         for name, file in self._files.get(recording, {}).items():
             write_file(result, file, name)
-
-
-def _check_file(file: Path) -> None:
-    try:
-        is_folder = stat.S_ISDIR(file.stat().st_mode)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise OutputError(f"cannot write {str(file)!r} ({error.strerror}): rename the recording") from None
-    if is_folder:
-        raise OutputError(f"cannot write {str(file)!r}: there is a folder of that name; rename one, or the recording")

@@ -112,8 +112,9 @@ class Step:
             self._results = runtime.execute(self._model, *inputs)
             return
         if not self._key:
-            self._key = next(_keys)
-            self._results = runtime.capture(self._model, self._key, *inputs)
+            key = next(_keys)
+            self._results = runtime.capture(self._model, key, *inputs)
+            self._key = key  # now there is something to replay
         runtime.replay(self._model, self._key, *inputs)
 
     def _send(self, *arrays: np.ndarray) -> None:

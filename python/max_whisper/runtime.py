@@ -201,6 +201,10 @@ def as_buffer(value: np.ndarray | Buffer) -> Buffer:
         ValueError: The array is not contiguous.
     """
     if isinstance(value, Buffer):
+        if not value.is_contiguous:
+            raise ValueError(
+                f"an input of shape {tuple(value.shape)} is not contiguous: the kernels would read it wrong"
+            )
         return value
     if not _is_contiguous(value):
         raise ValueError(f"an input of shape {value.shape} is not contiguous: the kernels would read it wrong")

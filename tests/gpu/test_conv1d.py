@@ -59,6 +59,7 @@ def test_no_batch(rng):
         (lambda x, w, b: (x[:, :, :7], w[:, :21], b), "C of x is 7, on a GPU a multiple of 8 is expected"),
         (lambda x, w, b: (x, w[:, :16], b), "K of the weight is 16, expected 24"),
         (lambda x, w, b: (x[:, :0], w, b), "T, C and N must be positive"),
+        (lambda x, w, b: (np.repeat(x[:, :1], 65536, axis=0), w, b), "B is 65536, on a GPU at most 65535"),
     ],
 )
 def test_refuses(rng, change, message):

@@ -126,6 +126,10 @@ def test_no_rows(rng, name):
         (lambda x, w, b: (x, w[:, :16], b), "K of the weight is 16, expected 24"),
         (lambda x, w, b: (x, w[:19], b), "N of the weight is 19, expected 20"),
         (lambda x, w, b: (x[:, :0], w[:, :0], b), "K and N must be positive"),
+        (
+            lambda x, w, b: (np.zeros((65535 * 96 + 1, 8), np.float16), w[:1, :8], b[:1]),
+            "M is 6291361, on a GPU at most 6291360",
+        ),
     ],
 )
 def test_refuses(rng, change, message):

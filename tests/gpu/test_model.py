@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from max_whisper import replay, runtime
+from max_whisper.errors import DeviceError
 from max_whisper.model import Whisper
 from max_whisper.rules import SUPPRESSED, TIMESTAMP_RULE
 from tests.fake_model import follow
@@ -129,6 +130,22 @@ def test_two_decoders_at_once(model, heard, expected):
     decoder = model.new_decoder(features)
     assert decoder.forward(PROMPT, rules).tokens.tolist() == expected["tokens"][:, 0].tolist()
     assert decoder.forward(expected["tokens"][:, :1], rules).tokens.tolist() == expected["tokens"][:, 1].tolist()
+
+
+@pytest.mark.gpu
+@pytest.mark.captures
+def test_a_step_that_could_not_be_captured_is_captured_later(model, heard, expected):
+    rules = np.tile(np.array([0, 0, 0, model.dims.n_vocab], np.int32), (2, 1))
+    decoders = [model.new_decoder(heard[1]) for _ in range(4)]  # the last finds a room that has captured nothing yet
+    decoder = decoders[-1]
+    tokens = decoder.forward(PROMPT, rules).tokens[:, None]
+    with patch.object(runtime, "capture", side_effect=DeviceError("full")), pytest.raises(DeviceError):
+        decoder.forward(tokens, rules)
+    del decoder, decoders
+    decoders = [model.new_decoder(heard[1]) for _ in range(4)]
+    for decoder in decoders:
+        tokens = decoder.forward(PROMPT, rules).tokens[:, None]
+        assert decoder.forward(tokens, rules).tokens.tolist() == expected["tokens"][:, 1].tolist()
 
 
 @pytest.mark.gpu

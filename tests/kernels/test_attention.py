@@ -397,13 +397,16 @@ def test_numbers_that_are_all_zero_in_int16(rng):
     check_in_int16(rows)
 
 
+@pytest.mark.parametrize(
+    "attention", [self_attention_in_bfloat16, self_attention_in_two_terms, self_attention_in_int16]
+)
 @pytest.mark.parametrize("where", [0, 2 * HEAD, 4 * HEAD])
 @pytest.mark.parametrize("what", [np.nan, np.inf])
-def test_what_is_no_number_stays_none_in_int16(rng, where, what):
+def test_what_is_no_number_stays_none(rng, attention, where, what):
     """A query spoils itself, a key all queries of its head, a value its column."""
     rows = rng.standard_normal((1, 300, 3 * 2 * HEAD), dtype=np.float32)
     rows[0, 270, where] = what
-    found = np.isnan(run(self_attention_in_int16, rows, heads=2)).reshape(300, 2, HEAD)
+    found = ~np.isfinite(run(attention, rows, heads=2)).reshape(300, 2, HEAD)
     expected = np.zeros_like(found)
     expected[{0: (270, 0), 2 * HEAD: (slice(None), 0), 4 * HEAD: (slice(None), 0, 0)}[where]] = True
     np.testing.assert_array_equal(found, expected)
@@ -468,12 +471,16 @@ def test_large_scores_in_bytes(rng, slope):
     np.testing.assert_allclose(result, references.attention_of_heads(q.astype(np.float64), k, v), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("where", [0, HEAD])
-def test_what_is_no_number_stays_none_in_bytes(rng, where):
+@pytest.mark.parametrize("where", [2 * HEAD, 4 * HEAD])
+@pytest.mark.parametrize("what", [np.nan, np.inf])
+def test_what_is_no_number_stays_none_in_bytes(rng, where, what):
+    """A key, or a value with its scale, spoils all queries of its head."""
     rows = rng.standard_normal((1, 300, 3 * 2 * HEAD), dtype=np.float32)
-    rows[0, 270, 2 * HEAD + where :: 2 * HEAD] = np.nan
+    rows[0, 270, where + HEAD + 7] = what
     packed = run(pack_heads_bytes, rows, heads=2)
-    assert np.isnan(run(ops.attention, rows[:, :3], *packed, key_count=300)[..., where : where + HEAD]).all()
+    result = run(ops.attention, rows[:, :3], *packed, key_count=300)
+    assert np.isnan(result[..., HEAD:]).all()
+    assert np.isfinite(result[..., :HEAD]).all()
 
 
 @pytest.mark.parametrize(

@@ -374,6 +374,16 @@ REFUSED = [
 ]
 
 
+def test_refuses_more_tokens_than_the_caches_hold(rng):
+    """Caches may have fewer positions than there are embeddings of."""
+    arguments = Decoder(rng, "float32", 1, 2, [0]).arguments(np.zeros((1, 1), np.int32), np.zeros(1, np.int32), 17)
+    keys, values = ARGUMENTS.index("keys"), ARGUMENTS.index("values")
+    arguments[keys] = np.ascontiguousarray(arguments[keys][:, :, :, :1])
+    arguments[values] = np.ascontiguousarray(arguments[values][:, :, :, :16])
+    with pytest.raises(ValueError, match="row 0 has room for 16 tokens to be picked, 17 are asked for"):
+        eager.call(decoder, *arguments)
+
+
 @pytest.mark.parametrize(("name", "change", "message"), REFUSED)
 def test_refuses(rng, name, change, message):
     model = Decoder(rng, "float32", 1, 2, [0])

@@ -5,7 +5,7 @@ from max.gpu.host.launch_attribute import LaunchAttribute
 from std.math import ceildiv
 
 from ...data import Data, require
-from ...gpu.memory import CHUNK, chunk
+from ...gpu.memory import CHUNK, MOST_BLOCKS, chunk
 from ...gpu.overlap import overlapping
 from ...gpu.warpgroup import has_warpgroups
 from ..strip import HEAD
@@ -22,7 +22,7 @@ comptime SPLIT = 256
 comptime FROM_PAST = Int32(-1)
 """In place of the number of stored keys: each batch row has its own, `past[b]`."""
 
-comptime MOST_MATRICES = 65535
+comptime MOST_MATRICES = MOST_BLOCKS
 """Batch rows times heads: the second dimension of a grid takes no more."""
 
 

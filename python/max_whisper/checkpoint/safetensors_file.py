@@ -45,7 +45,7 @@ def read_safetensors(
                 f"{path}: {name} is {element_type!r}, expected {allowed}; quantised checkpoints are not supported"
             )
         dtype = element_types[element_type]
-        if first != end or last - first != n_bytes(shape, dtype):
+        if min(shape, default=0) < 0 or first != end or last - first != n_bytes(shape, dtype):
             raise CheckpointError(
                 f"{path} is corrupt: {name} has bytes {first} to {last}, expected {shape} of {dtype} from byte {end} on"
             )
@@ -75,6 +75,6 @@ def _parse(header: bytes, path: Path) -> dict[str, tuple[str, tuple[int, ...], t
 
 
 def _sizes(shape: object) -> tuple[int, ...]:
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+    if not isinstance(shape, list) or not all(type(size) is int for size in shape):
         raise ValueError(f"a shape {shape!r}")
     return tuple(shape)
