@@ -1,9 +1,11 @@
 """Recordings decoded by a process of its own: the same samples, the same errors, and nobody left behind."""
 
+import os
 import subprocess
 import sys
 import wave
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import pytest
@@ -66,6 +68,19 @@ def test_a_process_that_dies_is_an_error(tmp_path: Path, begun: bool) -> None:
     """
     result = run(code, write_noise(tmp_path / "noise.wav", 70))
     assert b"noise.wav' could not be decoded: the process that did it ended with -9" in result.stdout
+
+
+def test_it_ends_with_its_parent(tmp_path: Path) -> None:
+    """Even while it waits for more of standard input."""
+    os.mkfifo(source := tmp_path / "pipe")
+    with open(source, "r+b", buffering=0):  # noqa: PTH123
+        code = "print(beside._child, flush=True)\ntime.sleep(0.3)\nos.kill(os.getpid(), 9)"
+        child = int(run(code, str(source)).stdout)
+        for _ in range(50):
+            if not Path(f"/proc/{child}").exists():
+                return
+            sleep(0.1)
+    pytest.fail("the process that decodes is still there")
 
 
 def test_nobody_is_left_behind(tmp_path: Path) -> None:

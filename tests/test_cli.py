@@ -436,6 +436,28 @@ def test_text_before_an_error_arrives() -> None:
     assert result.stderr == "max-whisper: error: the second\n"
 
 
+@pytest.mark.parametrize("arguments", ["--version", "info"])
+def test_a_full_disk_behind_standard_output_is_one_line(arguments: str) -> None:
+    command = f"exec {sys.executable} -m max_whisper {arguments} > /dev/full"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert re.fullmatch(r"max-whisper: error: cannot write to standard output \(No space left.*\n", result.stderr)
+
+
+def test_standard_streams_may_be_closed() -> None:
+    """As they are for what some supervisors start."""
+    command = f"exec {sys.executable} -m max_whisper --version >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == 0
+    code = "import max_whisper.media as media; list(media.decode('-'))"
+    for redirection, message in (
+        ("<&-", "standard input, which is closed"),
+        ("0>/dev/null", "standard input cannot be"),
+    ):
+        command = f'exec {sys.executable} -c "{code}" {redirection}'
+        result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+        assert message in result.stderr.splitlines()[-1]
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

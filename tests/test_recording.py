@@ -78,6 +78,23 @@ def test_no_room_for_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
         SpooledRecording([np.zeros(10, np.int16)])
 
 
+def test_no_room_for_the_last_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file writes what is left in its buffer when it is asked to, and once more when it is closed."""
+
+    class Full:
+        def write(self, data: bytes) -> int:
+            return len(data)
+
+        def flush(self) -> None:
+            raise OSError(28, "No space left on device")
+
+        close = flush
+
+    monkeypatch.setattr(recording_module.tempfile, "SpooledTemporaryFile", lambda size: Full())
+    with pytest.raises(AudioError, match=r"No space left on device.*set TMPDIR"):
+        SpooledRecording([np.zeros(10, np.int16)])
+
+
 class Ears:
     """Features as Whisper's kernel makes them, of one band: energy of 25 ms, mirrored ends, clamped below their highest."""
 

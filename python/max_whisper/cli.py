@@ -17,7 +17,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from max_whisper.console import TranscriptPrinter, complain, interrupts_held, say, silence_output, writing_output
+from max_whisper.console import TranscriptPrinter, complain, interrupts_held, say, show, silence_output, writing_output
 from max_whisper.errors import AudioError, OutputError, WhisperError
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def _print_help(parser: ArgumentParser) -> int:
 def _print_version() -> int:
     from importlib.metadata import version
 
-    print(f"max-whisper {version('max-whisper')}")
+    show(f"max-whisper {version('max-whisper')}")
     return 0
 
 
@@ -259,8 +259,7 @@ def transcribe(options: Namespace) -> int:
     whisper = load_model(checkpoint, options.device, options.dtype, progress=say)
     for file, recording in chain([first], recordings):
         if len(options.files) > 1:
-            with writing_output():
-                print(f"==> {file} <==", flush=True)
+            show(f"==> {file} <==")
         began = perf_counter()
         with TranscriptPrinter(file, times=options.verbose) as printer:
             result = whisper.transcribe(
@@ -371,8 +370,8 @@ def info(_: Namespace) -> int:
         "cache": {str(cache_dir()): f"{len(compiled.entries())} compiled models"},
     }
     for title, rows in sections.items():
-        print(title)
+        show(title)
         width = max(map(len, rows), default=0)
         for name, value in rows.items() or {"none": ""}.items():
-            print(f"  {name:{width}}  {value}".rstrip())
+            show(f"  {name:{width}}  {value}".rstrip())
     return 0

@@ -54,6 +54,16 @@ def writing_output() -> Iterator[None]:
         ) from error
 
 
+def show(text: str) -> None:
+    """Prints a line of text to standard output, at once.
+
+    Raises:
+        OutputError: As `writing_output`.
+    """
+    with writing_output():
+        print(text, flush=True)
+
+
 def silence_output() -> None:
     """Keeps Python from complaining, when it ends, that nobody reads standard output any more."""
     with Path(os.devnull).open("w") as nowhere:
@@ -84,8 +94,8 @@ class TranscriptPrinter:
             from max_whisper.writers import format_timestamp
 
             text = f"[{format_timestamp(segment['start'])} --> {format_timestamp(segment['end'])}] {text}"
-        with self._bar_hidden(), writing_output():
-            print(text, flush=True)
+        with self._bar_hidden():
+            show(text)
 
     def progress(self, done: int, total: int) -> None:
         """Shows how many of the frames are done."""
