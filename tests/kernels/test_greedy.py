@@ -355,7 +355,6 @@ REFUSED = [
     (lambda h, a, e, m, r, o, s: (put(h, (1, 0, 5), np.nan), a, e, m, r, o, s), "the logits of row 1 are not finite"),
     (lambda h, a, e, m, r, o, s: (put(h, (1, 0, 5), np.inf), a, e, m, r, o, s), "the logits of row 1 are not finite"),
     (lambda h, a, e, m, r, o, s: (h, a, 10 * e, m, r, o, s), "not finite, or the screen is not of this vocabulary"),
-    (lambda h, a, e, m, r, o, s: (h, a, e, m, r, o, 0 * s), "not finite, or the screen is not of this vocabulary"),
     (lambda h, a, e, m, r, o, s: (h[..., :0], a, e[:, :0], m, r, o, s), "D and V must be positive"),
     (lambda h, a, e, m, r, o, s: (h, a, e, m, r, o[:2], s), "the rotation has 0 groups of 64, D is 24"),
     (lambda h, a, e, m, r, o, s: (h, a, e, m, r, o[:, 1:], s), "the number of rows of a packed panel is 23"),
