@@ -11,6 +11,9 @@ from max_whisper.errors import CheckpointError
 HEAD_DIM = 64
 """Width of an attention head: every Whisper model has it, and the attention kernels are written for it."""
 
+EPSILON = 1e-5
+"""What every Whisper model adds to the variances of its layer norms."""
+
 AUDIO_CONTEXT = 1500
 """Encoder positions: 30 s of audio at one state per 20 ms."""
 

@@ -6,6 +6,7 @@ from max.dtype import DType
 from max.graph import BufferValue, DeviceRef, Dim, DimLike, TensorType, TensorValue
 
 from max_whisper import packing
+from max_whisper.config import EPSILON
 from max_whisper.config import HEAD_DIM as HEAD
 from max_whisper.ops.attention import keys_shape
 from max_whisper.ops.call import call, call_in_place, like
@@ -63,7 +64,7 @@ def decoder(
     audio_length: int,
     end: int,
     timestamp_begin: int,
-    epsilon: float = 1e-5,
+    epsilon: float = EPSILON,
 ) -> TensorValue:
     """The whole decoder on a CPU: takes tokens in, picks one for each row, and goes on with what it picked.
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from max.dtype import DType
 from max.graph import TensorValue
 
+from max_whisper.config import EPSILON
 from max_whisper.ops.call import call, like
 
 ENCODER_BLOCK = ("attn_ln", "attn.qkv", "attn.out", "mlp_ln", "mlp.0", "mlp.2")
@@ -12,7 +13,7 @@ ENCODER_BLOCK = ("attn_ln", "attn.qkv", "attn.out", "mlp_ln", "mlp.0", "mlp.2")
 
 
 def encoder_block(
-    x: TensorValue, weights: Sequence[TensorValue], *, dtype: DType, epsilon: float = 1e-5
+    x: TensorValue, weights: Sequence[TensorValue], *, dtype: DType, epsilon: float = EPSILON
 ) -> TensorValue:
     """A block of the encoder on a CPU, whose attention rounds its factors: self-attention and MLP, each added to its input.
 

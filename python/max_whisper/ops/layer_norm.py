@@ -2,10 +2,11 @@
 
 from max.graph import TensorValue
 
+from max_whisper.config import EPSILON
 from max_whisper.ops.call import call, like
 
 
-def layer_norm(x: TensorValue, gamma: TensorValue, beta: TensorValue, *, epsilon: float = 1e-5) -> TensorValue:
+def layer_norm(x: TensorValue, gamma: TensorValue, beta: TensorValue, *, epsilon: float = EPSILON) -> TensorValue:
     """Layer normalisation of the last dimension, with float32 statistics.
 
     Args:
@@ -21,7 +22,7 @@ def layer_norm(x: TensorValue, gamma: TensorValue, beta: TensorValue, *, epsilon
 
 
 def add_layer_norm(
-    x: TensorValue, residual: TensorValue, gamma: TensorValue, beta: TensorValue, *, epsilon: float = 1e-5
+    x: TensorValue, residual: TensorValue, gamma: TensorValue, beta: TensorValue, *, epsilon: float = EPSILON
 ) -> tuple[TensorValue, TensorValue]:
     """Adds a residual and normalises the sum, in one pass over memory.
 

@@ -2,6 +2,7 @@
 
 from max.graph import TensorValue
 
+from max_whisper.config import EPSILON
 from max_whisper.ops.call import call, like
 
 
@@ -33,7 +34,7 @@ def norm_linear(
     sums: TensorValue,
     *,
     gelu: bool = False,
-    epsilon: float = 1e-5,
+    epsilon: float = EPSILON,
 ) -> TensorValue:
     """Linear layer of the layer norm of x: f(norm(x) W^T + b), on a GPU, in one launch where there are few rows.
 
