@@ -32,7 +32,7 @@ class Architecture:
 
     @property
     def most_shared(self) -> int:
-        """Bytes of shared memory that a block may have; without asking for more, 48 KiB."""
+        """Bytes of shared memory that a block may ask for."""
         return (self.shared - 1) << 10
 
     def attributes(self) -> dict[int, int]:

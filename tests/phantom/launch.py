@@ -18,7 +18,10 @@ from tests.phantom.ptx import Kernel, parse
 
 MOST_THREADS = 1024
 MOST_SHARED = CURRENT.most_shared
-"""Shared memory of a block, dynamic included; without asking for more, 48 KiB."""
+"""Shared memory of a block, dynamic included, if more was asked for than is UNASKED."""
+
+UNASKED = 48 << 10
+"""Shared memory of a block, dynamic included, that need not be asked for; the most that is not dynamic."""
 
 THREADS_TOGETHER = 8192
 """Threads that run in lockstep: enough to make NumPy's overhead small, few enough to stay in the cache."""
@@ -73,6 +76,7 @@ def launch(
     arguments: Sequence[bytes],
     dynamic_shared: int = 0,
     options: Options = DEFAULT,
+    most_dynamic: int | None = None,
 ) -> Counters:
     """Runs a kernel.
 
@@ -84,6 +88,7 @@ def launch(
         arguments: The bytes of each parameter.
         dynamic_shared: Bytes of dynamic shared memory.
         options: See `Options`.
+        most_dynamic: The dynamic shared memory that was asked for; None for what is left of UNASKED.
 
     Returns:
         What it did, counted.
@@ -91,7 +96,7 @@ def launch(
     Raises:
         PhantomError: The launch is refused, or the kernel does something wrong.
     """
-    _check_launch(kernel, grid, block, arguments, dynamic_shared)
+    _check_launch(kernel, grid, block, arguments, dynamic_shared, most_dynamic)
     parameters = bytearray(kernel.parameter_bytes())
     for parameter, data in zip(kernel.parameters, arguments, strict=True):
         parameters[parameter.offset : parameter.offset + parameter.size] = data
@@ -138,7 +143,12 @@ def launch(
 
 
 def _check_launch(
-    kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], arguments: Sequence[bytes], dynamic_shared: int
+    kernel: Kernel,
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    arguments: Sequence[bytes],
+    dynamic_shared: int,
+    most_dynamic: int | None,
 ) -> None:
     threads = int(np.prod(block))
     if min(*grid, *block) < 1:
@@ -149,9 +159,10 @@ def _check_launch(
     if threads > min(limit, MOST_THREADS):
         raise PhantomError(f"{kernel.name}: {threads} threads in a block, at most {min(limit, MOST_THREADS)}")
     fixed = sum(v.size for v in kernel.variables.values() if v.space == "shared")
-    if fixed > 48 * 1024 or fixed + dynamic_shared > MOST_SHARED:
+    most = UNASKED if most_dynamic is None else min(fixed + most_dynamic, MOST_SHARED)
+    if fixed > UNASKED or fixed + dynamic_shared > most:
         raise PhantomError(
-            f"{kernel.name}: {fixed} + {dynamic_shared} bytes of shared memory, at most 48 KiB + {MOST_SHARED} in all"
+            f"{kernel.name}: {fixed} + {dynamic_shared} bytes of shared memory, at most {UNASKED} and with dynamic {most}"
         )
     expected = [p.size for p in kernel.parameters]
     if [len(a) for a in arguments] != expected:

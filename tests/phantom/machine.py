@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tests.phantom.block_races import BlockRaces
+from tests.phantom.copies import Copies
 from tests.phantom.counters import Counters
 from tests.phantom.errors import PhantomError, UnsupportedError
 from tests.phantom.memory import (
@@ -108,8 +109,7 @@ class Machine:
         self.carry = np.zeros(n, bool)
         self.frames: dict[str, np.ndarray] = {}
         self.returns: dict[str, np.ndarray] = {}
-        self.copies: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self.copy_groups: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = []
+        self.copies = Copies(n)
         self.warpgroups: Warpgroups | None = None
         self.mask: np.ndarray | None = None
         self.current: Instruction = kernel.instructions[0]

@@ -7,8 +7,11 @@ import numpy as np
 
 @cache
 def _garbage(dtype: np.dtype, count: int) -> np.ndarray:
-    numbers = np.random.default_rng(1).integers(0, 255, count)
-    return (numbers & 1 if dtype.kind == "b" else numbers).astype(dtype)
+    """Bits that are NaN in every type of floating-point numbers: any 16 of them are, and what they begin."""
+    random = np.random.default_rng(1)
+    if dtype.itemsize == 1:
+        return random.integers(0, 2 if dtype.kind == "b" else 256, count).astype(dtype)
+    return random.integers(0x7FF1, 0x8000, count * dtype.itemsize // 2, np.uint16).view(dtype)
 
 
 class Registers:

@@ -113,7 +113,12 @@ def _whole_warps(machine: Machine, here: np.ndarray) -> np.ndarray:
 
 def _arrive(machine: Machine, threads: np.ndarray) -> None:
     """Threads come to a barrier of their block."""
-    operands = machine.current.operands
+    instruction, operands = machine.current, machine.current.operands
+    if instruction.opcode == "bar" or instruction.has("aligned"):
+        here, needed = threads.reshape(-1, WARP), (machine.state != State.EXITED).reshape(-1, WARP)
+        short = here.any(axis=1) & (needed & ~here).any(axis=1)
+        if short.any():
+            raise machine.fault("barrier in a warp that diverged", np.flatnonzero(threads & np.repeat(short, WARP)))
     machine.barrier_id[threads] = int(operands[0]) if operands else 0
     machine.barrier_count[threads] = int(operands[1]) if len(operands) > 1 else 0
     machine.state[threads] = State.AT_BARRIER

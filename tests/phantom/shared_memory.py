@@ -2,7 +2,8 @@
 
 Between two barriers no byte may be written by one thread and read or written by another. For every byte it is remembered
 who wrote it last and who read it: a thread, several threads of a warp, or threads of several warps. A barrier of the
-block forgets; `bar.warp.sync` orders what the threads of one warp did before and after it.
+block forgets; `bar.warp.sync` orders what the threads of one warp did before and after it. A copy in flight writes from its
+start until it lands, whatever barriers lie between.
 """
 
 from collections.abc import Callable
@@ -52,6 +53,7 @@ class SharedMemory:
         self._reader_warp = np.full(blocks * size // unit, NOBODY, np.int32)
         self._read_epoch = np.zeros(blocks * size // unit, np.int32)
         self._unpublished = np.full(blocks * size // unit, NOBODY, np.int32) if proxy else None
+        self._expected: np.ndarray | None = None
 
     def barrier(self, block: int) -> None:
         """All threads of a block have met: what they did before is ordered before what comes."""
@@ -78,26 +80,27 @@ class SharedMemory:
     def write(self, at: np.ndarray, size: int, threads: np.ndarray, values: np.ndarray) -> None:
         """Writes elements `at`, one for each thread, and remembers it."""
         if self._check:
-            units, warps = self._units(at, size), self._warp_of[threads]
-            self._check_writers(units, threads, warps, "write")
-            reader = self._reader.take(units)
-            race = (reader != NOBODY) & (reader != threads[:, None])
-            if race.any():
-                ordered = (self._reader_warp[units] == warps[:, None]) & (
-                    self._read_epoch[units] < self._epoch[warps][:, None]
-                )
-                race &= ~ordered
-            if race.any():
-                message = "shared-memory race: write after another thread's read, no barrier between"
-                self._complain(message, threads[race.any(axis=1)])
-            self._writer[units] = threads[:, None]
-            if (self._writer.take(units) != threads[:, None]).any():
-                self._complain("shared-memory race: two threads write one byte at once", None)
-            self._write_epoch[units] = self._epoch[warps][:, None]
-        if self._unpublished is not None:
-            self._unpublished[self._units(at, size)] = threads[:, None]
-        elements(self.bytes, size)[at] = values
-        set_true(self.written, size, at)
+            self._check_write(self._units(at, size), threads)
+        self._put(at, size, threads, values)
+
+    def expect(self, at: np.ndarray, size: int, threads: np.ndarray) -> None:
+        """Copies to elements `at` start, which overwrite them at any time until they land: nothing is there till then."""
+        if self._check:
+            units = self._units(at, size)
+            self._check_write(units, threads)
+            if self._expected is None:
+                self._expected = np.zeros(len(self._writer), bool)
+            self._expected[units] = True
+        elements(self.written, size)[at] = 0
+
+    def land(self, at: np.ndarray, threads: np.ndarray, values: np.ndarray) -> None:
+        """Copies land that were expected: only now does a barrier make them visible to others."""
+        size = values.itemsize
+        if self._expected is not None:
+            units = self._units(at, size)
+            self._expected[units] = False
+            self._sign(units, threads)
+        self._put(at, size, threads, values)
 
     def publish(self, active: np.ndarray) -> None:
         """What these threads wrote can be seen by tensor cores."""
@@ -126,14 +129,41 @@ class SharedMemory:
         at = at + (slots * self.size)[:, None, None]
         return bool(all_true(self.written.take(at)) and (self.bytes.view(np.uint16)[at // 2] == bits).all())
 
-    def forget(self, at: np.ndarray, size: int) -> None:
-        """The elements are about to be overwritten by copies in flight: until those have landed they hold nothing."""
-        elements(self.written, size)[at] = 0
-
     def _units(self, at: np.ndarray, size: int) -> np.ndarray:
         """What is remembered together, of some elements: (threads, units of each)."""
         each = size // self._unit
         return at[:, None] if each == 1 else at[:, None] * each + np.arange(each)
+
+    def _put(self, at: np.ndarray, size: int, threads: np.ndarray, values: np.ndarray) -> None:
+        if self._unpublished is not None:
+            self._unpublished[self._units(at, size)] = threads[:, None]
+        elements(self.bytes, size)[at] = values
+        set_true(self.written, size, at)
+
+    def _check_write(self, units: np.ndarray, threads: np.ndarray) -> None:
+        warps = self._warp_of[threads]
+        if self._expected is not None and (race := self._expected.take(units)).any():
+            message = "shared-memory race: write to where a copy is in flight"
+            self._complain(message, threads[race.any(axis=1)])
+        self._check_writers(units, threads, warps, "write")
+        reader = self._reader.take(units)
+        race = (reader != NOBODY) & (reader != threads[:, None])
+        if race.any():
+            ordered = (self._reader_warp[units] == warps[:, None]) & (
+                self._read_epoch[units] < self._epoch[warps][:, None]
+            )
+            race &= ~ordered
+        if race.any():
+            message = "shared-memory race: write after another thread's read, no barrier between"
+            self._complain(message, threads[race.any(axis=1)])
+        self._sign(units, threads)
+        if (self._writer.take(units) != threads[:, None]).any():
+            self._complain("shared-memory race: two threads write one byte at once", None)
+
+    def _sign(self, units: np.ndarray, threads: np.ndarray) -> None:
+        """Notes who wrote."""
+        self._writer[units] = threads[:, None]
+        self._write_epoch[units] = self._epoch[self._warp_of[threads]][:, None]
 
     def _check_writers(self, units: np.ndarray, threads: np.ndarray, warps: np.ndarray, doing: str) -> None:
         writer = self._writer.take(units)

@@ -1,11 +1,15 @@
 """Every kind of fault, planted: it must be found, and its neighbour without the fault must pass."""
 
+import ctypes
+
 import numpy as np
 import pytest
 
+from tests.phantom.driver.cuda import MOST_DYNAMIC_SHARED, Driver
 from tests.phantom.errors import PhantomError
-from tests.phantom.launch import MOST_SHARED, Options, launch, load_kernel
+from tests.phantom.launch import MOST_SHARED, UNASKED, Options, launch, load_kernel
 from tests.phantom.programs import run
+from tests.phantom.types import TYPES, from_bfloat16
 
 ADDRESS = """
     mul.wide.u32 %d19, %r31, 4;
@@ -13,8 +17,14 @@ ADDRESS = """
     mov.b32 %r30, tile;
     shl.b32 %r29, %r31, 2;
     add.s32 %r30, %r30, %r29;
+    xor.b32 %r28, %r30, 128;
+    setp.lt.u32 %p7, %r31, 32;
 """
-"""%d20: element of this thread in the first array; %r30: its word in shared memory."""
+"""%d20: element of this thread in the first array; %r30: its word in shared memory; %r28: that of a thread of the other
+warp; %p7: whether this is the first warp."""
+
+COPY = "cp.async.ca.shared.global [%r30], [%d20], 4;"
+COMMIT = "cp.async.commit_group;"
 
 ONES = np.ones(64, np.float32)
 
@@ -45,22 +55,65 @@ FAULTS = {
         "deadlock",
     ),
     "shuffle without all lanes": (
-        "setp.lt.u32 %p1, %r31, 16; @%p1 bra L1; bar.sync 0; bra L2; L1:\n"
-        "shfl.sync.bfly.b32 %r1, %r31, 1, 31, 0xFFFFFFFF; bar.sync 0; L2:\n",
+        "setp.lt.u32 %p1, %r31, 16; @%p1 bra L1; barrier.sync 0; bra L2; L1:\n"
+        "shfl.sync.bfly.b32 %r1, %r31, 1, 31, 0xFFFFFFFF; barrier.sync 0; L2:\n",
         "deadlock",
+    ),
+    "barriers of half a warp each": (
+        "setp.lt.u32 %p1, %r31, 16; @%p1 bra L1; bar.sync 0; bra L2; L1:\n bar.sync 0; L2:\n",
+        "barrier in a warp that diverged",
+    ),
+    "barrier of half a warp, guarded": (
+        "setp.lt.u32 %p1, %r31, 16; @%p1 barrier.sync.aligned 0; @!%p1 barrier.sync.aligned 0;",
+        "barrier in a warp that diverged",
     ),
     "shuffle from a lane outside": (
         "setp.lt.u32 %p1, %r31, 16; @%p1 shfl.sync.idx.b32 %r1, %r31, 20, 31, 0xFFFF;",
         "shfl reads from an inactive lane",
     ),
     "asynchronous copy that is not waited for": (
-        "cp.async.ca.shared.global [%r30], [%d20], 4; cp.async.commit_group; ld.shared.f32 %f1, [%r30];",
+        f"{COPY} {COMMIT} ld.shared.f32 %f1, [%r30];",
         "read of shared memory that nobody wrote",
     ),
     "asynchronous copy waited for one group too early": (
-        "cp.async.ca.shared.global [%r30], [%d20], 4; cp.async.commit_group; cp.async.commit_group;"
-        "cp.async.wait_group 2; ld.shared.f32 %f1, [%r30];",
+        f"{COPY} {COMMIT} {COMMIT} cp.async.wait_group 2; ld.shared.f32 %f1, [%r30];",
         "read of shared memory that nobody wrote",
+    ),
+    "asynchronous copies that one warp waits for": (
+        f"{COPY} {COMMIT} @%p7 cp.async.wait_group 0; bar.sync 0; ld.shared.f32 %f1, [%r28];",
+        r"read of shared memory that nobody wrote; block 0,0,0 thread 0 \(warp 0 lane 0\) and 31 more",
+    ),
+    "asynchronous copies that nobody waits for, as none is active": (
+        f"{COPY} {COMMIT} setp.gt.u32 %p1, %r31, 63; @%p1 cp.async.wait_all; ld.shared.f32 %f1, [%r30];",
+        "read of shared memory that nobody wrote",
+    ),
+    "asynchronous copies waited for, were groups of other warps this one's": (
+        f"@%p7 {COPY} {COMMIT} @!%p7 {COMMIT} @%p7 cp.async.wait_group 1; @%p7 ld.shared.f32 %f1, [%r30];",
+        "read of shared memory that nobody wrote",
+    ),
+    "asynchronous copies that only another warp closes into a group": (
+        f"@%p7 {COPY} @!%p7 {COMMIT} cp.async.wait_group 0; @%p7 ld.shared.f32 %f1, [%r30];",
+        "read of shared memory that nobody wrote",
+    ),
+    "asynchronous copies that landed, without a barrier": (
+        f"{COPY} cp.async.wait_all; ld.shared.f32 %f1, [%r28];",
+        "shared-memory race: read after another thread's write",
+    ),
+    "asynchronous copy to what others still read": (
+        f"st.shared.b32 [%r30], %r31; bar.sync 0; ld.shared.b32 %r1, [%r28]; {COPY} bar.sync 0; cp.async.wait_all;",
+        "shared-memory race: write after another thread's read.*: cp.async.ca",
+    ),
+    "asynchronous copy to what others just wrote": (
+        f"st.shared.b32 [%r28], %r31; {COPY} bar.sync 0; cp.async.wait_all;",
+        "shared-memory race: write after another thread's write.*: cp.async.ca",
+    ),
+    "write to where a copy is in flight": (
+        f"{COPY} bar.sync 0; st.shared.b32 [%r28], %r31; bar.sync 0; cp.async.wait_all;",
+        "shared-memory race: write to where a copy is in flight",
+    ),
+    "asynchronous copies to one place": (
+        f"{COPY} {COMMIT} {COPY} cp.async.wait_all;",
+        "shared-memory race: write to where a copy is in flight",
     ),
 }
 
@@ -81,8 +134,11 @@ CLEAN = {
     "shared within a warp": "st.shared.b32 [%r30], %r31; bar.warp.sync 0xFFFFFFFF; xor.b32 %r29, %r29, 64;"
     "mov.b32 %r28, tile; add.s32 %r28, %r28, %r29; ld.shared.b32 %r1, [%r28];",
     "all read one word": "setp.eq.u32 %p1, %r31, 0; @%p1 st.shared.b32 [tile], 7; bar.sync 0; ld.shared.b32 %r1, [tile];",
-    "copy that is waited for": "cp.async.ca.shared.global [%r30], [%d20], 4; cp.async.commit_group;"
-    "cp.async.wait_group 0; ld.shared.f32 %f1, [%r30];",
+    "copy that is waited for": f"{COPY} {COMMIT} cp.async.wait_group 0; ld.shared.f32 %f1, [%r30];",
+    "copies that each warp waits for when it wants": f"@%p7 {COPY} @%p7 cp.async.wait_all; @!%p7 {COPY} {COMMIT}"
+    f"@%p7 {COMMIT} {COMMIT} @!%p7 cp.async.wait_group 1; bar.sync 0; ld.shared.f32 %f1, [%r28]; bar.sync 0; {COPY}",
+    "barriers of half a warp each, not aligned": "setp.lt.u32 %p1, %r31, 16; @%p1 barrier.sync 0; @!%p1 barrier.sync 0;",
+    "barrier of the lanes that are left": "setp.lt.u32 %p1, %r31, 40; @%p1 bra L1; ret; L1:\n bar.sync 0;",
 }
 
 
@@ -189,7 +245,9 @@ def test_an_endless_loop(memory, monkeypatch):
         ({"block": (1025, 1, 1)}, "1025 threads in a block, at most 1024"),
         ({"grid": (0, 1, 1)}, "each must be at least 1"),
         ({"grid": (1, 70000, 1)}, "at most 65535 blocks in y and z"),
-        ({"dynamic_shared": MOST_SHARED + 1}, "bytes of shared memory"),
+        ({"dynamic_shared": UNASKED + 1}, "at most 49152 and with dynamic 49152"),
+        ({"dynamic_shared": 60_001, "most_dynamic": 60_000}, "at most 49152 and with dynamic 60000"),
+        ({"dynamic_shared": MOST_SHARED + 1, "most_dynamic": MOST_SHARED + 1}, f"with dynamic {MOST_SHARED}"),
         ({"arguments": [b"1234"]}, r"arguments of \[4\] bytes, expected \[\]"),
     ],
 )
@@ -208,3 +266,30 @@ def test_freed_memory(memory):
         memory.read(address, 64)
     with pytest.raises(PhantomError, match="no buffer begins there"):
         memory.free(address)
+
+
+def test_shared_memory_that_must_be_asked_for(memory):
+    """Half of what need not be asked for is not dynamic; the other half is free, a byte more is not."""
+    text = f".version 8.0\n.target sm_80\n.visible .entry k()\n{{\n .shared .b8 tile[{UNASKED // 2}];\n ret;\n}}"
+    driver, pointer = Driver(memory=memory), ctypes.c_uint64()
+    image, name, to = ctypes.create_string_buffer(text.encode()), ctypes.create_string_buffer(b"k"), ctypes.addressof
+    driver.cuModuleLoadData(to(pointer), to(image))
+    driver.cuModuleGetFunction(to(pointer), pointer.value, to(name))
+    function, start = pointer.value, (1, 1, 1, 32, 1, 1)
+    driver.cuLaunchKernel(function, *start, UNASKED // 2, 0, 0)
+    with pytest.raises(PhantomError, match="24576 \\+ 24577 bytes of shared memory"):
+        driver.cuLaunchKernel(function, *start, UNASKED // 2 + 1, 0, 0)
+    driver.cuFuncSetAttribute(function, MOST_DYNAMIC_SHARED, UNASKED)
+    driver.cuLaunchKernel(function, *start, UNASKED, 0, 0)
+
+
+@pytest.mark.parametrize(("kind", "register"), [("f16", "%h9"), ("bf16", "%h9"), ("f32", "%f9"), ("f64", "%e7")])
+def test_sums_onto_what_nobody_set(memory, kind, register):
+    """A register that nobody set is not a number: a sum that was never begun shows."""
+    width = {"f32": "f32", "f64": "f64"}.get(kind, "b16")
+    size = TYPES[kind].itemsize
+    body = (
+        f"add.rn.{kind} {register}, {register}, {register}; mul.wide.u32 %d19, %r31, {size}; add.s64 %d19, %d0, %d19;"
+    )
+    (sums,), _ = run(memory, f"{body} st.global.{width} [%d19], {register};", [], [np.empty(32, TYPES[kind])])
+    assert np.isnan(from_bfloat16(sums) if kind == "bf16" else sums).all()

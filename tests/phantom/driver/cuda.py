@@ -26,6 +26,7 @@ Grid = tuple[int, int, int]
 NAME = f"Phantom GPU ({CURRENT.name})".encode()
 PCI_ADDRESS = b"0000:01:00.0"
 OUT_OF_MEMORY, NOT_FOUND, LAUNCH_FAILED = 2, 500, 719
+MOST_DYNAMIC_SHARED = 8  # an attribute of a function
 
 LARGEST_BUFFER = 256 << 20
 """Larger requests are refused: MAX would take them as pools, and the bounds of single buffers would be unknown."""
@@ -57,6 +58,7 @@ class Driver(Graphs):
         faults: What went wrong so far.
         alter: Changes every kernel and grid before its launch; for planting faults.
         unknown: Functions that were called and are not here.
+        most_dynamic: Bytes of dynamic shared memory that were asked for, by the handles of the kernels.
     """
 
     memory: Memory
@@ -65,6 +67,7 @@ class Driver(Graphs):
     faults: list[str] = field(default_factory=list)
     alter: Callable[[Kernel, Grid], tuple[Kernel, Grid]] | None = None
     unknown: set[str] = field(default_factory=set)
+    most_dynamic: dict[int, int] = field(default_factory=dict)
     _handles: count = field(default_factory=lambda: count(0x1000))
     _modules: dict[int, str] = field(default_factory=dict)
     _functions: dict[int, tuple[str, str]] = field(default_factory=dict)
@@ -278,6 +281,10 @@ class Driver(Graphs):
     def cuFuncGetAttribute(self, value: int, attribute: int, function: int) -> None:
         _set(value, 1024 if attribute & 0xFFFFFFFF == 0 else 0, ctypes.c_int)
 
+    def cuFuncSetAttribute(self, function: int, attribute: int, value: int) -> None:
+        if attribute & 0xFFFFFFFF == MOST_DYNAMIC_SHARED:
+            self.most_dynamic[function] = value & 0xFFFFFFFF
+
     def cuFuncGetParamInfo(self, function: int, index: int, offset: int, size: int) -> int:
         parameters = load_kernel(*self._functions[function]).parameters
         if index >= len(parameters):
@@ -309,9 +316,12 @@ class Driver(Graphs):
             ctypes.string_at(ctypes.c_uint64.from_address(arguments + 8 * i).value, parameter.size)
             for i, parameter in enumerate(kernel.parameters)
         ]
-        self.enqueue(lambda: self._launch(kernel, (gx, gy, gz), (bx, by, bz), data, shared))
+        most = self.most_dynamic.get(function)
+        self.enqueue(lambda: self._launch(kernel, (gx, gy, gz), (bx, by, bz), data, shared, most))
 
-    def _launch(self, kernel: Kernel, grid: Grid, block: Grid, data: list[bytes], shared: int) -> None:
+    def _launch(
+        self, kernel: Kernel, grid: Grid, block: Grid, data: list[bytes], shared: int, most: int | None
+    ) -> None:
         if self.alter:
             kernel, grid = self.alter(kernel, grid)
         options = self.options
@@ -319,7 +329,7 @@ class Driver(Graphs):
             if len(self.launches) > options.only_launch:
                 return
             options = replace(options, only_block=None, trace=None)
-        self.launches.append(launch(kernel, self.memory, grid, block, data, shared, options))
+        self.launches.append(launch(kernel, self.memory, grid, block, data, shared, options, most))
 
     def cuLaunchKernelEx(self, configuration: int, function: int, arguments: int, extra: int) -> None:
         gx, gy, gz, bx, by, bz, shared = (ctypes.c_uint32 * 7).from_address(configuration)

@@ -117,13 +117,11 @@ def copy_asynchronously(machine: Machine, instruction: Instruction) -> None:
     """
     if instruction.has("commit_group", "wait_group", "wait_all"):
         if instruction.has("commit_group", "wait_all"):
-            machine.copy_groups.append(machine.copies)
-            machine.copies = []
+            machine.copies.commit(machine.active())
         if not instruction.has("commit_group"):
             pending = int(instruction.operands[0]) if instruction.operands else 0
-            while len(machine.copy_groups) > pending:
-                for address, threads, data in machine.copy_groups.pop(0):
-                    machine.store("shared", address, threads, data)
+            for copy in machine.copies.wait(machine.active(), pending):
+                machine.shared.land(copy.at, copy.threads, copy.values)
         return
     if not instruction.has("async") or instruction.has("bulk", "mbarrier"):
         raise UnsupportedError(f"not supported: {instruction.text}")
@@ -133,14 +131,15 @@ def copy_asynchronously(machine: Machine, instruction: Instruction) -> None:
     operands = instruction.operands
     size = int(operands[2])
     read = machine.each(operands[3], "u32") if len(operands) > 3 else np.full(machine.count, size, np.uint32)
-    source, target = machine.address(operands[1]), machine.address(operands[0]).copy()
+    source, target = machine.address(operands[1]), machine.address(operands[0])
     data = np.zeros((len(threads), size), np.uint8)  # what is not read is zero
     for count in np.unique(read[threads]):
         if count:
             some = read[threads] == count
             data[some, : int(count)] = _load_bytes(machine, source, int(count), threads[some])
-    machine.shared.forget(machine.locate("shared", target[threads], size, threads), size)
-    machine.copies.append((target, threads, data))
+    at = machine.locate("shared", target[threads], size, threads)
+    machine.shared.expect(at, size, threads)
+    machine.copies.start(threads, at, elements(data, size)[:, 0])
 
 
 def _load_bytes(machine: Machine, source: np.ndarray, count: int, threads: np.ndarray) -> np.ndarray:
