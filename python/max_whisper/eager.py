@@ -130,7 +130,7 @@ def to_buffers(op: Op, arrays: Sequence[np.ndarray], device: str = "cpu") -> lis
     """
     on, host = use(device), _host_arguments(op)
     for position in getattr(op, "in_place", ()):
-        if not arrays[position].flags.c_contiguous:
+        if device == "cpu" and not arrays[position].flags.c_contiguous:
             raise ValueError(f"argument {position} is updated in place, and not contiguous: pass a contiguous array")
     buffers = [as_buffer(np.ascontiguousarray(array)) for array in arrays]
     return [buffer if position in host else buffer.to(on) for position, buffer in enumerate(buffers)]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from max_whisper import ops
+from max_whisper import eager, ops, runtime
 from max_whisper.packing import fold_norm
 from tests.kernels import references as cpu_references
 from tests.phantom import install
@@ -103,6 +103,15 @@ def test_of_normalised_rows(rng, name, shape):
         rows = widen(round_to(name, rows))
     rtol, atol = NORMED_TOLERANCE[name]
     np.testing.assert_allclose(widen(result), references.linear(rows, weight, bias, gelu=True), rtol=rtol, atol=atol)
+
+
+def test_a_bias_that_does_not_start_at_a_chunk(rng):
+    buffers = eager.to_buffers(ops.norm_linear, normed(rng, "f16", 17, 24, 136), "gpu")
+    model = eager.compile_op(ops.norm_linear, buffers, {"gelu": True})
+    shifted = eager.to_buffers(ops.norm_linear, normed(rng, "f16", 17, 25, 136), "gpu")
+    buffers[2] = shifted[2][1:]
+    with pytest.raises(ValueError, match="bias starts at an address that is no multiple of 16 bytes"):
+        runtime.execute(model, *buffers)
 
 
 @pytest.mark.parametrize("name", ["f16", "bf16"])
