@@ -13,6 +13,8 @@ import numpy as np
 from tests.phantom.memory import all_true, by_thread, elements, set_true
 
 NOBODY, SEVERAL = -1, -2
+IN_FLIGHT = -1
+"""In place of a count of barriers of a warp: what a copy is going to write."""
 
 Complain = Callable[[str, np.ndarray | None], None]
 
@@ -53,7 +55,7 @@ class SharedMemory:
         self._reader_warp = np.full(blocks * size // unit, NOBODY, np.int32)
         self._read_epoch = np.zeros(blocks * size // unit, np.int32)
         self._unpublished = np.full(blocks * size // unit, NOBODY, np.int32) if proxy else None
-        self._expected: np.ndarray | None = None
+        self._has_copies = False
 
     def barrier(self, block: int) -> None:
         """All threads of a block have met: what they did before is ordered before what comes."""
@@ -80,7 +82,9 @@ class SharedMemory:
     def write(self, at: np.ndarray, size: int, threads: np.ndarray, values: np.ndarray) -> None:
         """Writes elements `at`, one for each thread, and remembers it."""
         if self._check:
-            self._check_write(self._units(at, size), threads)
+            units = self._units(at, size)
+            self._check_write(units, threads)
+            self._write_epoch[units] = self._epoch[self._warp_of[threads]][:, None]
         self._put(at, size, threads, values)
 
     def expect(self, at: np.ndarray, size: int, threads: np.ndarray) -> None:
@@ -88,18 +92,17 @@ class SharedMemory:
         if self._check:
             units = self._units(at, size)
             self._check_write(units, threads)
-            if self._expected is None:
-                self._expected = np.zeros(len(self._writer), bool)
-            self._expected[units] = True
+            self._write_epoch[units] = IN_FLIGHT
+            self._has_copies = True
         elements(self.written, size)[at] = 0
 
     def land(self, at: np.ndarray, threads: np.ndarray, values: np.ndarray) -> None:
         """Copies land that were expected: only now does a barrier make them visible to others."""
         size = values.itemsize
-        if self._expected is not None:
+        if self._check:
             units = self._units(at, size)
-            self._expected[units] = False
-            self._sign(units, threads)
+            self._writer[units] = threads[:, None]
+            self._write_epoch[units] = self._epoch[self._warp_of[threads]][:, None]
         self._put(at, size, threads, values)
 
     def publish(self, active: np.ndarray) -> None:
@@ -142,9 +145,8 @@ class SharedMemory:
 
     def _check_write(self, units: np.ndarray, threads: np.ndarray) -> None:
         warps = self._warp_of[threads]
-        if self._expected is not None and (race := self._expected.take(units)).any():
-            message = "shared-memory race: write to where a copy is in flight"
-            self._complain(message, threads[race.any(axis=1)])
+        if self._has_copies and (race := self._write_epoch.take(units) == IN_FLIGHT).any():
+            self._complain("shared-memory race: write to where a copy is in flight", threads[race.any(axis=1)])
         self._check_writers(units, threads, warps, "write")
         reader = self._reader.take(units)
         race = (reader != NOBODY) & (reader != threads[:, None])
@@ -156,14 +158,9 @@ class SharedMemory:
         if race.any():
             message = "shared-memory race: write after another thread's read, no barrier between"
             self._complain(message, threads[race.any(axis=1)])
-        self._sign(units, threads)
+        self._writer[units] = threads[:, None]
         if (self._writer.take(units) != threads[:, None]).any():
             self._complain("shared-memory race: two threads write one byte at once", None)
-
-    def _sign(self, units: np.ndarray, threads: np.ndarray) -> None:
-        """Notes who wrote."""
-        self._writer[units] = threads[:, None]
-        self._write_epoch[units] = self._epoch[self._warp_of[threads]][:, None]
 
     def _check_writers(self, units: np.ndarray, threads: np.ndarray, warps: np.ndarray, doing: str) -> None:
         writer = self._writer.take(units)
