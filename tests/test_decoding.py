@@ -407,7 +407,9 @@ def test_clips(clips: str | list[float], expected: list[tuple[int, int | None]])
     assert [(start, end if end < 1 << 60 else None) for start, end in parse_clips(clips)] == expected
 
 
-@pytest.mark.parametrize("clips", ["a", "1,,2", "-1", [float("nan")], [float("inf")], [10**400], 1e308, "1e308", 3])
+@pytest.mark.parametrize(
+    "clips", ["a", "1,,2", "-1", "-0.001", [float("nan")], [float("inf")], [10**400], 1e308, "1e308", 3]
+)
 def test_clips_that_are_refused(clips: object) -> None:
     with pytest.raises(OptionError, match="expected seconds"):
         parse_clips(clips)  # pyright: ignore[reportArgumentType]

@@ -152,10 +152,11 @@ def parse_clips(clip_timestamps: str | Sequence[float]) -> list[tuple[int, int]]
     """
     try:
         items = clip_timestamps.split(",") if isinstance(clip_timestamps, str) and clip_timestamps else clip_timestamps
-        frames = [round(float(item) * FRAMES_PER_SECOND) for item in items] or [0]
+        times = [float(item) for item in items]
+        frames = [round(time * FRAMES_PER_SECOND) for time in times] or [0]
     except (TypeError, ValueError, OverflowError):  # infinity is the last
-        frames = [-1]
-    if min(frames) < 0:
+        times, frames = [math.nan], []
+    if not all(time >= 0 for time in times):
         raise OptionError(f"clip_timestamps is {clip_timestamps!r}: expected seconds as start,end,start,...")
     if len(frames) % 2 == 1:
         frames.append(sys.maxsize)

@@ -6,7 +6,8 @@
 | `flash_tensor_core.mojo` | NVIDIA; float16, bfloat16         | 96                 | 192 or 384         |
 | `flash_simd.mojo`        | float32; AMD's processors so far  | 64                 | 128                |
 
-All follow FlashAttention-2, the first FlashAttention-3, too. Block (x, y) has the x-th so many queries of head y % H of batch row y / H.
+All follow FlashAttention-2, the first FlashAttention-3, too. Block (x, y) has the x-th so many queries of head y % H of batch
+row y / H.
 """
 
 from max.gpu import MAX_THREADS_PER_BLOCK_METADATA, block_idx
