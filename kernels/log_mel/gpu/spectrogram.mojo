@@ -27,8 +27,8 @@ clamped. What is to be clamped cannot be known before the last sample is heard, 
 such an eighth is read once more, and of it every sector written that changes. Of speech that is 0.3 to 0.6 of all and 0.1 to 0.3:
 1.2 to 1.4 times the least, where reading and writing all of it again would be 1.8.
 
-Shared memory 54 KB, of which 50 KB dynamic; at most 48 registers: 2 blocks, 40 warps per multiprocessor on sm_80 and sm_90, 1 block
-on sm_86 and sm_89, which have 100 KB.
+Shared memory 54 KB, of which 50 KB dynamic; at most 64 registers: 1 block, 20 warps per multiprocessor. float32 on sm_80 takes 48:
+2 blocks.
 """
 
 from max.gpu import (
