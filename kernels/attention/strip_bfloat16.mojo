@@ -43,11 +43,11 @@ from std.collections import Array
 from std.math import ceil, ceildiv, sqrt
 from std.memory import bitcast
 from std.memory.alloc import unsafe_alloc
-from std.utils.numerics import inf, isfinite, nan, neg_inf
+from std.utils.numerics import inf, isfinite, neg_inf
 
 from ..cpu.beside import Beside, keep_apart
 from ..cpu.exp2 import EXP2_STEPS, exp2_high_offset, exp2_offset, exp2_pairs
-from ..cpu.operand import dot
+from ..cpu.operand import dot, largest_magnitude
 from ..cpu.prefetch import ask_for
 from ..cpu.strips import Strips
 from ..cpu.tile import PANEL, VECTORS, WIDTH
@@ -72,6 +72,15 @@ comptime _WORDS = HEAD // 2
 
 comptime _ONES = SIMD[DType.int32, WIDTH](0x3F803F80)
 """Pairs of 1 in bfloat16."""
+
+
+@no_inline
+def _poison(words: Data[DType.int32], count: Int) -> Float32:
+    """0, or NaN where one of some pairs holds what is no number."""
+    var sums = SIMD[DType.int32, WIDTH](0)
+    for word in range(0, count, WIDTH):
+        sums = dot[DType.bfloat16](sums, words.unsafe_load[width=WIDTH](word), SIMD[DType.int32, WIDTH](0))
+    return bitcast[DType.float32, WIDTH](sums).reduce_add()
 
 
 @fieldwise_init
@@ -300,8 +309,10 @@ struct Bfloat16Strips(RoundedSoftmax):
                     sums += bitcast[DType.float32, WIDTH](squares[c])
                 largest = larger(sums, largest)
                 poison = multiply_add(sums, SIMD[DType.float32, WIDTH](0), poison)
-        self.poison = poison.reduce_add()
-        self.largest_key = largest.reduce_max() + self.poison
+        self.largest_key = largest.reduce_max() + poison.reduce_add()
+        self.poison = 0
+        if not isfinite(self.largest_key):  # a key that is none, or one whose squares are too large
+            self.poison = _poison(words, ceildiv(capacity, PANEL) * _WORDS * PANEL)
 
     def begin(mut self, queries: Data[DType.float32], stride: Int, count: Int):
         """Begins a strip of queries."""
@@ -332,7 +343,9 @@ struct Bfloat16Strips(RoundedSoftmax):
             var size = bitcast[DType.float32, WIDTH](squares).reduce_add()
             largest = larger(size, largest)
             if not isfinite(size):
-                self.softmax.totals[unsafe_offset=i * WIDTH] = nan[DType.float32]()
+                self.softmax.totals[unsafe_offset=i * WIDTH] += 0 * largest_magnitude(
+                    queries.unsafe_offset(i * stride), HEAD
+                )
         self.bounded = sqrt(largest * self.largest_key) * SCALE < MOST_SCORE
 
     def step[

@@ -89,7 +89,7 @@ def is_whole(value: object) -> bool:
 
 
 def _are_token_ids(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(is_whole(item) and item >= 0 for item in value)
+    return isinstance(value, Sequence) and all(is_whole(item) and item >= 0 for item in value)
 
 
 def decoding_options(**options: Any) -> DecodingOptions:

@@ -174,55 +174,21 @@ def barrier_behind_copies(kernel: Kernel) -> Kernel:
 OF_KERNELS = (only_the_first_warp_waits, barrier_behind_copies)
 """Faults of whole kernels, not of instructions."""
 
+COPIES = [no_barrier, no_wait, only_the_first_warp_waits]
+PRODUCTS = [*COPIES, swapped_fragments, no_zeros, bound_too_far, one_block]
+
 FAULTS = {
-    "linear, many rows": [
-        no_barrier,
-        no_wait,
-        only_the_first_warp_waits,
-        swapped_fragments,
-        no_zeros,
-        bound_too_far,
-        narrow_store,
-        one_block,
-    ],
+    "linear, many rows": [*PRODUCTS, narrow_store],
     "linear, few rows": [no_barrier, swapped_fragments, no_zeros, bound_too_far, one_block],
     "linear, normalised rows": [no_barrier, swapped_fragments, near_lane, no_zeros, bound_too_far, one_block],
-    "attention, many queries": [
-        no_barrier,
-        no_wait,
-        only_the_first_warp_waits,
-        barrier_behind_copies,
-        swapped_fragments,
-        near_lane,
-        no_zeros,
-        bound_too_far,
-        one_block,
-    ],
+    "attention, many queries": [*PRODUCTS, barrier_behind_copies, near_lane],
     "attention, one query": [no_barrier, near_lane, no_zeros, bound_too_far, one_block],
     "cached attention": [no_barrier, near_lane, no_zeros, bound_too_far, narrow_store, one_block],
-    "convolution": [
-        no_barrier,
-        no_wait,
-        only_the_first_warp_waits,
-        swapped_fragments,
-        no_zeros,
-        bound_too_far,
-        narrow_store,
-        one_block,
-    ],
+    "convolution": [*PRODUCTS, narrow_store],
     "layer norm": [near_lane, no_zeros, bound_too_far, narrow_store, one_block],
     "log-mel": [no_barrier, no_zeros, bound_too_far, one_block],
     "embedding": [bound_too_far, narrow_store, one_block],
-    "greedy": [
-        no_barrier,
-        no_wait,
-        only_the_first_warp_waits,
-        swapped_fragments,
-        near_lane,
-        no_zeros,
-        bound_too_far,
-        one_block,
-    ],
+    "greedy": [*PRODUCTS, near_lane],
     "greedy, step": [no_barrier, near_lane, no_zeros, bound_too_far, narrow_store, one_block],
 }
 
@@ -243,15 +209,9 @@ def another_transposition(at: Instruction) -> Instruction:
 
 
 WARPGROUPS = [
-    no_barrier,
-    no_wait,
-    no_publication,
-    no_products_awaited,
-    another_transposition,
-    no_zeros,
-    only_the_first_warp_waits,
-    bound_too_far,
-    one_block,
+    *COPIES,
+    *(no_publication, no_products_awaited, another_transposition),
+    *(no_zeros, bound_too_far, one_block),
 ]
 
 if CURRENT is H100:
