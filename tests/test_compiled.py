@@ -125,7 +125,7 @@ def test_others_may_read_what_one_user_made(compilations):
     assert all(file.stat().st_mode & 0o044 == 0o044 & ~UMASK for file in folder.iterdir())
 
 
-def test_an_entry_that_is_made_again_is_never_away(compilations, monkeypatch):
+def test_an_entry_that_is_made_again_is_never_away(compilations):
     path = compiled.build(TINY)
     before = path.parent.stat().st_ino
     compiled.build(TINY, force=True)

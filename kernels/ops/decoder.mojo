@@ -11,7 +11,7 @@ from ..decoder.audio import audio_heads
 from ..decoder.block import Cache, DecoderBlock
 from ..decoder.cpu import Decoder
 from ..greedy.said import NOTHING, Grammar
-from .caches import require_audio, require_keys_and_values, require_room
+from .caches import require_audio, require_keys_and_values
 from .vocabulary import check_vocabulary, screened_vocabulary
 from .weights import require_packed
 
